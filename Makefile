@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-all test-long unit notebooks lint bench build clean
+.PHONY: help lab test test-all test-long unit notebooks browser lint bench build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-all: test test-long  ## make test, then every lecture in a real browser and
 
 test-long: $(STAMP)  ## what test-all adds to test
 	$(ONE_THREAD) $(BIN)/python -m pytest -m long tests
+
+browser: $(STAMP)  ## install Playwright for the real-browser tests (they use the system's Chromium)
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 
 lint: $(STAMP)  ## ruff on the library, the tests and the lecture sources
 	$(BIN)/ruff check .
