@@ -1,0 +1,102 @@
+"""Diagonal Gaussians, given as ``(mean, log_var)``; the last dimension is the event, all others are batch.
+
+``log_var`` is the logarithm of the *variance* (not of the standard deviation). Plain numbers are allowed
+wherever one value serves all entries, so ``gaussian_kl(mean, log_var)`` is the divergence from N(0, I).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor | float, log_var: Tensor | float) -> Tensor:
+    """Log-density of N(mean, diag exp(log_var)) at ``x``, in nats.
+
+    ``-1/2 sum_j [log 2 pi + log_var_j + (x_j - mean_j)^2 exp(-log_var_j)]``
+
+    Shapes: ``x``, ``mean``, ``log_var`` broadcast to ``(..., d)``; the result is ``(...)``.
+    Raises ``ValueError`` if the event sizes ``d`` differ.
+    """
+    _check_event(x=x, mean=mean, log_var=log_var)
+    log_var = _like(log_var, x)
+    return -0.5 * (LOG_2PI + log_var + (x - mean) ** 2 * torch.exp(-log_var)).sum(-1)
+
+
+def gaussian_kl_per_dim(
+    mean: Tensor, log_var: Tensor, other_mean: Tensor | float = 0.0, other_log_var: Tensor | float = 0.0
+) -> Tensor:
+    """KL(N(mean, exp(log_var)) || N(other_mean, exp(other_log_var))) of each dimension, in nats.
+
+    ``1/2 [exp(r) - 1 - r + (mean - other_mean)^2 exp(-other_log_var)]`` with ``r = log_var - other_log_var``.
+
+    Shapes: the arguments broadcast to ``(..., d)``, which is also the result's. The default is the divergence
+    from N(0, I). Raises ``ValueError`` if the event sizes ``d`` differ.
+    """
+    _check_event(mean=mean, log_var=log_var, other_mean=other_mean, other_log_var=other_log_var)
+    log_ratio = log_var - other_log_var  # (..., d)
+    shift = mean - other_mean  # (..., d)
+    if isinstance(other_log_var, Tensor):
+        squared = shift**2 * torch.exp(-other_log_var)
+    else:
+        squared = shift**2 * math.exp(-other_log_var)
+    return 0.5 * (torch.expm1(log_ratio) - log_ratio + squared)
+
+
+def gaussian_kl(
+    mean: Tensor, log_var: Tensor, other_mean: Tensor | float = 0.0, other_log_var: Tensor | float = 0.0
+) -> Tensor:
+    """KL(N(mean, diag exp(log_var)) || N(other_mean, diag exp(other_log_var))), in nats.
+
+    The sum of :func:`gaussian_kl_per_dim` over the last dimension: ``(..., d) -> (...)``. The default is the
+    divergence from N(0, I). Raises ``ValueError`` if the event sizes ``d`` differ.
+    """
+    return gaussian_kl_per_dim(mean, log_var, other_mean, other_log_var).sum(-1)
+
+
+def gaussian_entropy(log_var: Tensor) -> Tensor:
+    """Entropy ``1/2 sum_j (1 + log 2 pi + log_var_j)`` of a diagonal Gaussian: ``(..., d) -> (...)``."""
+    return 0.5 * (1.0 + LOG_2PI + log_var).sum(-1)
+
+
+def gaussian_sample(
+    mean: Tensor,
+    log_var: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    sample_shape: Sequence[int] = (),
+) -> Tensor:
+    """Reparametrised samples ``mean + exp(log_var / 2) eps`` with ``eps ~ N(0, I)``.
+
+    Shape: ``sample_shape + (..., d)``, the arguments broadcast together. Gradients flow to both arguments.
+    ``generator`` must live on the device of ``mean``. Raises ``ValueError`` if the event sizes ``d`` differ.
+    """
+    _check_event(mean=mean, log_var=log_var)
+    shape = (*sample_shape, *torch.broadcast_shapes(mean.shape, log_var.shape))
+    eps = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    return mean + torch.exp(0.5 * log_var) * eps
+
+
+def _like(value: Tensor | float, reference: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
+
+
+def _check_event(**arguments: Tensor | float) -> None:
+    """Means and points share one event size; a variance may be shared by the event (last dimension 1)."""
+    sizes = {name: a.shape[-1] for name, a in arguments.items() if isinstance(a, Tensor) and a.dim() > 0}
+    points = {size for name, size in sizes.items() if not name.endswith("log_var")}
+    spreads = {size for name, size in sizes.items() if name.endswith("log_var")} - ({1} if points else set())
+    if len(points | spreads) <= 1:
+        return
+    got = ", ".join(f"{name} {tuple(arguments[name].shape)}" for name in sizes)  # type: ignore[union-attr]
+    raise ValueError(
+        f"the last dimension (the event) must be the same in all arguments, got {got}: "
+        "check for a missing or an extra dimension"
+    )
