@@ -63,9 +63,9 @@ def fit(
     ``loss_fn(step, generator)`` returns the scalar loss, or ``(loss, {name: value})`` with metrics to record
     (the same names every step). ``generator`` lives on the parameters' device and starts from ``seed``; the
     global random state is not touched. The learning rate is ``lr``; from the fraction ``lr_decay_from`` of
-    the steps on it falls linearly, to 0 after the last step. Gradients with a norm (over all parameters) above
-    ``clip_norm`` are scaled down to it. After each step every ``callback(step, loss)`` sees the detached
-    loss; one that returns something true ends the run. ``progress`` shows a bar.
+    the steps on it falls linearly, to 0 after the last step. Gradients with a norm (over all parameters)
+    above ``clip_norm`` are scaled down to it. After each step every ``callback(step, loss)`` sees the
+    detached loss; one that returns something true ends the run. ``progress`` shows a bar.
 
     Raises ``ValueError`` for parameters or a loss that cannot be trained, and ``FloatingPointError`` at a
     non-finite loss, naming the step. The parameters then are those that gave that loss: from that step on no
@@ -204,7 +204,7 @@ def _clip_gradients(parameters: list[Tensor], clip_norm: float, stacked: bool) -
     gradients = [p.grad for p in parameters if p.grad is not None]
     rows = [g.reshape(len(g) if stacked else 1, -1) for g in gradients]  # (E, size) or (1, size)
     square = torch.stack([r.square().sum(1) for r in rows]).sum(0)  # (E,)
-    scale = (clip_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)  # (E,)
+    scale = clip_norm / square.sqrt().clamp(min=clip_norm)  # (E,), at most 1
     for gradient in gradients:
         gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)) if stacked else scale[0])
 
