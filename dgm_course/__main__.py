@@ -1,0 +1,66 @@
+"""What an instructor runs: ``python -m dgm_course <command>``.
+
+Every command imports what it needs when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def build(options: argparse.Namespace) -> int:
+    """Write both editions of the chosen lectures, or compare them with their sources."""
+    from dgm_course.notebooks import build as notebooks
+    from dgm_course.notebooks.source import BuildError
+
+    try:
+        root = notebooks.checkout()
+        chosen = notebooks.lectures(root, options.lectures)
+        if options.check:
+            found = [line for lecture in chosen for line in notebooks.drift(lecture)]
+            found += [] if options.lectures else notebooks.strays(root)
+            for line in found:
+                print(line, file=sys.stderr)
+            return 1 if found else 0
+        for lecture in chosen:
+            notebooks.build(lecture, run=not options.no_execute, report=lambda line: print(line, flush=True))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one sub-command a function of this module."""
+    top = argparse.ArgumentParser(
+        prog="python -m dgm_course", description="Tools of the course's instructor."
+    )
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "build", help="write both editions of the lectures from solutions/src", description=build.__doc__
+    )
+    command.add_argument("lectures", nargs="*", metavar="NN", help="lecture numbers (default: all)")
+    command.add_argument(
+        "--no-execute",
+        action="store_true",
+        help="run no notebook: keep the outputs of those whose code has not changed",
+    )
+    command.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; say what differs from the sources, and exit with 1 if anything does",
+    )
+    command.set_defaults(run=build)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that ``arguments`` (default: the process's) name and return its exit status."""
+    options = parser().parse_args(arguments)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
