@@ -1,0 +1,26 @@
+"""Networks in small: MLPs, masked (autoregressive) networks, and stacks of E of them applied at once.
+
+``from dgm_course.nets import MLP``. Every dense network takes ``members=E``: its parameters then have a
+leading dimension E, and one batched product serves all members (see :mod:`dgm_course.nets.linear`).
+"""
+
+from dgm_course.nets.convolutional import MaskedConv2d, PixelCNN, PixelCNNAdapter
+from dgm_course.nets.linear import MLP, Linear, LocalLinear, Stackable, add_features, member, members_of
+from dgm_course.nets.masked import MaskedMLP, WindowDecoderNet, causal_mask, causal_window_mask
+
+__all__ = [
+    "MLP",
+    "Linear",
+    "LocalLinear",
+    "MaskedConv2d",
+    "MaskedMLP",
+    "PixelCNN",
+    "PixelCNNAdapter",
+    "Stackable",
+    "WindowDecoderNet",
+    "add_features",
+    "causal_mask",
+    "causal_window_mask",
+    "member",
+    "members_of",
+]

@@ -1,0 +1,165 @@
+"""Masked convolutions and a PixelCNN without a blind spot, whose receptive field is a chosen radius."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+#: which pixels of the kernel are kept: see :class:`MaskedConv2d`
+_ORDERS = ("raster", "rows")
+
+
+class MaskedConv2d(nn.Conv2d):
+    """Convolution that sees only the past of each pixel; the picture keeps its size.
+
+    ``mask_type="A"`` leaves the pixel itself out (first layer), ``"B"`` lets it in (later layers).
+    ``order="raster"`` is the usual mask: rows above, and what is left in the same row.
+    ``order="rows"`` makes rows the unit of time: type A sees only rows above, type B its whole own row too;
+    stacked, such layers see a full rectangle above the pixel and so have no blind spot.
+
+    Shapes: ``(B, in, H, W) -> (B, out, H, W)``. ``kernel_size`` is odd, or an odd ``(height, width)``.
+    Raises ``ValueError`` for another mask type, order or an even kernel.
+    van den Oord et al. 2016, "Pixel recurrent neural networks".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        mask_type: str,
+        order: str = "raster",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if mask_type not in ("A", "B") or order not in _ORDERS or height % 2 == 0 or width % 2 == 0:
+            raise ValueError(
+                "MaskedConv2d needs mask_type 'A' or 'B', order 'raster' or 'rows' and an odd kernel, got "
+                f"mask_type={mask_type!r}, order={order!r}, kernel_size={kernel_size}"
+            )
+        padding, device = (height // 2, width // 2), None if generator is None else generator.device
+        super().__init__(in_channels, out_channels, (height, width), padding=padding, device=device)
+        _reinitialise(self, generator)
+        mask = torch.zeros(height, width)
+        mask[: height // 2] = 1.0  # the rows above
+        if order == "raster":
+            mask[height // 2, : width // 2 + (mask_type == "B")] = 1.0
+        elif mask_type == "B":
+            mask[height // 2] = 1.0
+        self.register_buffer("mask", mask.to(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in, H, W) -> (B, out, H, W)``."""
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+class PixelCNN(nn.Module):
+    """Autoregressive network over pixels that reads exactly the earlier pixels within ``receptive_field``.
+
+    Two stacks of ``receptive_field`` layers: the *vertical* one (3 x 3, whole rows) sees the rectangle above
+    a pixel, the *horizontal* one (1 x 3) what is left of it in its row and, at every layer, the vertical
+    stack; each layer adds one pixel of radius, so that the receptive field is the window of
+    ``causal_window_mask(side, receptive_field)``, without a blind spot. Channels are not ordered: use it for
+    one channel, or predict all channels of a pixel at once.
+
+    Shapes: ``x (B, in, H, W) -> (B, out, H, W)``; ``context (B, context)``, one vector a picture, is
+    broadcast over the pixels, ``(B, context, H, W)`` is a map. All pixels share one law of their neighbours:
+    a position is known through the border alone. Raises ``ValueError`` for a radius below 1.
+    van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders". Ledger C6.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        *,
+        receptive_field: int,
+        context: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if receptive_field < 1:
+            raise ValueError(
+                f"receptive_field must be at least 1, got {receptive_field}: for a decoder without pixels "
+                "use WindowDecoderNet(window=0) or an MLP"
+            )
+        self.context_size = context
+        self.vertical, self.horizontal = nn.ModuleList(), nn.ModuleList()
+        self.down, self.conditions = nn.ModuleList(), nn.ModuleList()
+        for depth in range(receptive_field):
+            kind, channels = ("A", in_channels) if depth == 0 else ("B", hidden)
+            self.vertical.append(
+                MaskedConv2d(channels, hidden, 3, mask_type=kind, order="rows", generator=generator)
+            )
+            self.horizontal.append(
+                MaskedConv2d(channels, hidden, (1, 3), mask_type=kind, generator=generator)
+            )
+            self.down.append(_conv_1x1(hidden, hidden, generator))
+            if context:
+                self.conditions.append(_conv_1x1(context, 2 * hidden, generator))
+        self.readout = _conv_1x1(hidden, out_channels, generator)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``(B, in, H, W) -> (B, out, H, W)``; ``ValueError`` if a context is missing or not wanted."""
+        if (context is None) != (self.context_size == 0):
+            raise ValueError(
+                f"this PixelCNN was built with context={self.context_size}: call it with "
+                f"{'(x)' if self.context_size == 0 else '(x, context)'}"
+            )
+        if context is not None and context.dim() == 2:
+            context = context[:, :, None, None]  # (B, c, 1, 1)
+        above, left = x, x
+        for depth, (vertical, horizontal, down) in enumerate(
+            zip(self.vertical, self.horizontal, self.down, strict=True)
+        ):
+            above_in, left_in = vertical(above), horizontal(left)  # (B, hidden, H, W)
+            if context is not None:
+                to_above, to_left = self.conditions[depth](context).chunk(2, dim=1)
+                above_in, left_in = above_in + to_above, left_in + to_left
+            above = nn.functional.silu(above_in)
+            left = nn.functional.silu(left_in + down(above))
+        return self.readout(left)
+
+
+class PixelCNNAdapter(nn.Module):
+    """A one-channel :class:`PixelCNN` as an ``AutoregressiveDecoder``'s net: flat pictures, any batch shape.
+
+    Shapes: ``x (..., side^2)`` in raster order and ``z (..., d)``, whose batch dimensions broadcast, give
+    logits ``(..., side^2, outputs)``; z is the PixelCNN's context, broadcast over the pixels.
+    """
+
+    def __init__(self, pixel_cnn: PixelCNN, side: int) -> None:
+        super().__init__()
+        self.pixel_cnn = pixel_cnn
+        self.side = side
+        self.num_inputs = side * side
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Logits ``(..., side^2, outputs)`` of every pixel given the earlier ones and z."""
+        if x.shape[-1] != self.num_inputs:
+            raise ValueError(
+                f"x must be flat pictures of {self.side} x {self.side} = {self.num_inputs} pixels, got shape "
+                f"{tuple(x.shape)}: use x.flatten(-2)"
+            )
+        batch = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
+        pictures = x.expand(*batch, -1).reshape(-1, 1, self.side, self.side)  # (N, 1, H, W)
+        context = z.expand(*batch, -1).reshape(-1, z.shape[-1])  # (N, d)
+        logits = self.pixel_cnn(pictures, context)  # (N, outputs, H, W)
+        return logits.flatten(2).mT.reshape(*batch, self.num_inputs, -1)
+
+
+def _conv_1x1(channels_in: int, channels_out: int, generator: torch.Generator | None) -> nn.Conv2d:
+    device = None if generator is None else generator.device
+    layer = nn.Conv2d(channels_in, channels_out, 1, device=device)
+    _reinitialise(layer, generator)
+    return layer
+
+
+def _reinitialise(layer: nn.Conv2d, generator: torch.Generator | None) -> None:
+    """Draw the parameters again, from ``generator``, by PyTorch's own law (uniform, fan-in)."""
+    bound = layer.weight[0].numel() ** -0.5
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)

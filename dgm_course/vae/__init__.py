@@ -1,0 +1,30 @@
+"""Variational autoencoders: decoders, the bound term by term, KL weights and free bits, exact small cases.
+
+``from dgm_course.vae import VAE, BernoulliDecoder, vae_loss``.
+"""
+
+from dgm_course.vae.decoders import (
+    AutoregressiveDecoder,
+    BernoulliDecoder,
+    CategoricalDecoder,
+    Decoder,
+    GaussianDecoder,
+)
+from dgm_course.vae.model import VAE, ELBOTerms, active_units, free_bits_kl, kl_weight, vae_loss
+from dgm_course.vae.quadrature import quadrature_elbo, quadrature_log_prob
+
+__all__ = [
+    "VAE",
+    "AutoregressiveDecoder",
+    "BernoulliDecoder",
+    "CategoricalDecoder",
+    "Decoder",
+    "ELBOTerms",
+    "GaussianDecoder",
+    "active_units",
+    "free_bits_kl",
+    "kl_weight",
+    "quadrature_elbo",
+    "quadrature_log_prob",
+    "vae_loss",
+]
