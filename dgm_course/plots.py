@@ -261,13 +261,17 @@ def mask_cells(ax: Axes, mask: Values, *, color: str = BLUE) -> Axes:
     mask = _array(mask).astype(bool)
     rows, columns = mask.shape
     cells = [Rectangle((j - 0.45, i - 0.45), 0.9, 0.9) for i in range(rows) for j in range(columns)]
-    fill = [(color, 1.0) if filled else (INK, 0.16) for filled in mask.ravel()]
-    ax.add_collection(PatchCollection(cells, facecolors=fill, linewidths=0))
+    ax.add_collection(PatchCollection(cells, facecolors=mask_colours(mask, color=color), linewidths=0))
     ax.set(xlim=(-0.6, columns - 0.4), ylim=(rows - 0.4, -0.6), aspect="equal")
     ax.set(xticks=range(columns), yticks=range(rows))
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax
+
+
+def mask_colours(mask: Values, *, color: str = BLUE) -> list[tuple[str, float]]:
+    """The fill of each of :func:`mask_cells`'s cells, row by row."""
+    return [(color, 1.0) if filled else (INK, 0.16) for filled in _array(mask).ravel()]
 
 
 def log_axes(ax: Axes, which: str = "xy") -> Axes:

@@ -1,0 +1,1 @@
+"""Live demos: sliders beside a picture that follows them. ``from dgm_course.demos import phase_diagram``."""
