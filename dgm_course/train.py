@@ -137,7 +137,7 @@ def _train(
     optimiser = torch.optim.Adam(parameters, lr=lr, fused=True)
     # Fused Adam leaves the parameters alone while found_inf is 1 (it is how gradient scalers skip a step). It
     # is set on the device, at once and for good, and read back only now and then.
-    optimiser.found_inf = halted = torch.zeros((), device=device)
+    optimiser.found_inf = halted = torch.zeros((), dtype=torch.float32, device=device)
     decay_start = lr_decay_from * steps
     records: dict[str, Tensor] = {}
     done, last_look, start = 0, time.perf_counter(), time.perf_counter()

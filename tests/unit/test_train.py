@@ -201,6 +201,17 @@ def test_trains_inside_no_grad() -> None:
     assert w.item() < 1
 
 
+def test_trains_under_a_float64_default() -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        w = torch.ones(1, requires_grad=True)
+        assert fit(lambda step, g: w.square().sum(), [w], steps=2, progress=False).losses.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(default)
+    assert w.item() < 1
+
+
 GOOD = torch.ones(2, requires_grad=True)
 
 
