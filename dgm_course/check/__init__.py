@@ -1,0 +1,48 @@
+"""Exercises that check themselves: ``check.gaussian_kl(gaussian_kl)`` prints PASS, TODO or FAIL.
+
+``check.progress()`` shows what is done in this session, ``check.hidden`` is for the tests that students do
+not see. Importing this package is cheap: a lecture's exercises are loaded when one of them is first used.
+A new lecture adds one file beside this one and one line to :data:`LECTURES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from dgm_course.check.registry import Lecture
+
+if TYPE_CHECKING:
+    from dgm_course.check.engine import Exercise
+
+LECTURES = {
+    "01": Lecture("Posterior collapse", "posterior_collapse",
+                  ("gaussian_kl", "elbo", "kl_weight", "free_bits", "active_units", "causal_mask")),
+}
+
+_MODULE_OF = {name: lecture.module for lecture in LECTURES.values() for name in lecture.exercises}
+
+
+def __getattr__(name: str) -> Exercise:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"there is no exercise {name!r}; there are {', '.join(_MODULE_OF)}")
+    module = importlib.import_module(f"dgm_course.check.{_MODULE_OF[name]}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*_MODULE_OF, "hidden", "progress"]
+
+
+def progress() -> None:
+    """Print each lecture's exercises: the last verdict and the number of tries, in this kernel session."""
+    from dgm_course.check import engine
+
+    engine.show_progress(LECTURES)
+
+
+def hidden(exercise: str, answer: object, *, seed: int) -> None:
+    """A hidden test: raise AssertionError unless ``answer`` passes on the inputs that ``seed`` draws."""
+    from dgm_course.check import engine
+
+    engine.require(__getattr__(exercise), answer, seed)

@@ -1,0 +1,238 @@
+"""Run an answer so that nothing it does can harm the student's session.
+
+The answer runs in a thread of its own while the calling thread waits: that works alike in a Jupyter kernel's
+main thread, in one of its subshell threads, and on Windows, where no alarm signal exists. When its time is
+up, an exception is raised *inside* that thread, again and again, since an answer may catch it. What still
+will not stop (a loop that catches everything, one long call into C) is left behind and reported as such: the
+check returns all the same. An alarm signal in the main thread could not reach the other threads, and it
+could not give up: an answer that catches everything would hang the kernel.
+
+Around the run the random states (torch, numpy, ``random``) are set to known values and then put back, what
+the answer prints is kept from the screen, and its warnings are dropped. Calls into the library function that
+the exercise asks for are seen as they happen, by a profile function that looks at the file and the name of
+every Python function called: an alias, ``functools.partial`` or a wrapper makes no difference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import linecache
+import os
+import random
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from dgm_course.check.cases import Case
+from dgm_course.check.outcome import Outcome, Part, take_out
+
+#: Seconds that an answer has for all inputs together, and seconds that it is then given to stop.
+TIME_LIMIT = 5.0
+GRACE = 2.0
+
+_CHECK = os.path.dirname(__file__)
+_COURSE = os.path.dirname(_CHECK)
+_NOT_THE_STUDENT = tuple(
+    {_COURSE + os.sep, "<frozen"} | {sysconfig.get_path(p) + os.sep for p in ("stdlib", "purelib", "platlib")}
+)
+
+
+class TimeUp(SystemExit):
+    """Raised inside an answer whose time is up. A SystemExit: a thread that dies of it prints nothing."""
+
+
+@dataclass
+class Run:
+    """What an answer did: one outcome for each input it finished, and what it did beside computing."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    stopped: str = ""  # "" | "stopped": ran past the limit | "unstoppable": ran past it and is still running
+    library_call: str = ""  # the function called that the student was to write
+    unwatched: bool = False  # the answer switched the profile function off
+    random_change: tuple[str, ...] = ()  # generators whose global state it changed
+
+
+class Captured:
+    """Stands in for stdout and stderr: keeps the first of what one thread writes, passes on all others'."""
+
+    def __init__(self, stream: Any, thread: threading.Thread) -> None:  # noqa: ANN401
+        self._stream, self._thread, self._text = stream, thread, ""
+
+    def write(self, text: str) -> int:
+        """Keep at most 400 characters of the answer's output; others' goes where it would have gone."""
+        if threading.get_ident() != self._thread.ident:
+            return self._stream.write(text)
+        self._text += str(text[: 400 - len(self._text)])
+        return len(text)
+
+    def taken(self) -> str:
+        """What was written since the last call."""
+        text, self._text = self._text, ""
+        return text
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+class Worker(threading.Thread):
+    """The thread in which an answer runs."""
+
+    def __init__(self, answer: Callable[..., object], cases: Sequence[Case], num_parts: int) -> None:
+        super().__init__(daemon=True, name="dgm_course check")
+        self.answer, self.cases, self.num_parts = answer, cases, num_parts
+        self.library: Collection[str] = ()
+        self.result = Run()
+        self._watcher = self._watch
+
+    def run(self) -> None:
+        """Call the answer on every case, in order."""
+        try:
+            for case in self.cases:
+                self.result.outcomes.append(self._call(case))
+        except TimeUp:
+            return
+
+    def halt(self) -> None:
+        """Raise TimeUp in this thread until it ends or the grace is over, at uneven intervals."""
+        until = time.monotonic() + GRACE
+        for turn in range(10**6):
+            if not self.is_alive() or time.monotonic() > until:
+                return
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(TimeUp))
+            self.join(0.001 * (1 + turn % 7))
+
+    def _call(self, case: Case) -> Outcome:
+        given = case.fresh()
+        parts: tuple[Part, ...] = ()
+        changed: tuple[str, ...] = ()
+        error = line = ""
+        try:
+            sys.setprofile(self._watcher)
+            try:
+                raw = self.answer(*given)
+                self.result.unwatched |= sys.getprofile() is not self._watcher
+            finally:
+                sys.setprofile(None)
+            parts, changed = take_out(raw, self.num_parts), case.changed(given)
+            del raw
+        except TimeUp:
+            raise
+        except BaseException as caught:
+            error, line = _message(caught), _students_line(caught.__traceback__)
+        printed = "".join(s.taken() for s in (sys.stdout, sys.stderr) if isinstance(s, Captured))
+        return Outcome(parts, error, line, changed, printed)
+
+    def _watch(self, frame: FrameType, event: str, _: object) -> None:
+        if event != "call" or self.result.library_call:
+            return
+        code = frame.f_code
+        if code.co_filename.startswith(_COURSE):
+            names = {code.co_name, code.co_qualname.split(".")[0]}
+            if names & set(self.library):
+                self.result.library_call = code.co_qualname
+
+
+def run(
+    answer: Callable[..., object],
+    cases: Sequence[Case],
+    *,
+    num_parts: int = 1,
+    library: Collection[str] = (),
+    time_limit: float = TIME_LIMIT,
+) -> Run:
+    """Call ``answer`` with copies of every case's arguments, and say what came of it.
+
+    ``library`` names the functions and classes of ``dgm_course`` that the answer must not call. Raises
+    nothing that the answer raises; a KeyboardInterrupt of the calling thread stops the answer and goes on.
+    """
+    worker = Worker(answer, cases, num_parts)
+    worker.library = library
+    with _kept_session() as random_change, _captured(worker):
+        worker.start()
+        try:
+            worker.join(time_limit)
+        finally:
+            if worker.is_alive():
+                worker.result.stopped = "stopped"
+                worker.halt()
+        changed = random_change()
+    result = worker.result
+    if worker.is_alive():
+        result.stopped = "unstoppable"
+    unwatched = result.unwatched and not result.stopped
+    return Run(list(result.outcomes), result.stopped, result.library_call, unwatched, changed)
+
+
+@contextmanager
+def _captured(worker: Worker) -> Iterator[None]:
+    out, err = sys.stdout, sys.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.stdout, sys.stderr = Captured(out, worker), Captured(err, worker)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = out, err
+
+
+@contextmanager
+def _kept_session() -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Known random states inside, the student's own afterwards; yields what tells which have changed."""
+    cpu, cuda = torch.default_generator, torch.cuda.is_initialized()
+    kept = cpu.get_state(), np.random.get_state(), random.getstate(), torch.get_default_dtype()
+    kept_cuda = torch.cuda.get_rng_state_all() if cuda else []
+    cpu.manual_seed(20)
+    np.random.seed(20)
+    random.seed(20)
+    start = _random_states()
+
+    def changed() -> tuple[str, ...]:
+        return tuple(name for name, state in _random_states().items() if state != start[name])
+
+    try:
+        yield changed
+    finally:
+        cpu.set_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+        torch.set_default_dtype(kept[3])
+        if cuda:
+            torch.cuda.set_rng_state_all(kept_cuda)
+
+
+def _random_states() -> dict[str, object]:
+    of_numpy = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.default_generator.get_state().numpy().tobytes(),
+        "numpy": (of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"], of_numpy["has_gauss"]),
+        "random": random.getstate(),
+    }
+
+
+def _message(error: BaseException) -> str:
+    try:
+        words = str(error).strip().splitlines()
+    except Exception:  # an exception whose __str__ fails still has a name
+        words = []
+    text = type(error).__name__ + (f": {words[0]}" if words else "")
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _students_line(trace: TracebackType | None) -> str:
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(trace)]
+    mine = [place for place in places if not place[0].startswith(_NOT_THE_STUDENT)]
+    if not mine:
+        return ""
+    text = linecache.getline(*mine[-1]).strip()
+    return f"line {mine[-1][1]}: {text[:120]}" if text else f"line {mine[-1][1]}"

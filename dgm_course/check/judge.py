@@ -1,0 +1,220 @@
+"""Compare what an answer returned with the reference, and recognise misconceptions.
+
+Everything here works on plain data: it never sees the student's function or objects, so that it can run in
+another process than the answer did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from dgm_course.check.cases import Case, number
+from dgm_course.check.outcome import Outcome, Part
+from dgm_course.check.spec import Spec
+
+#: A right answer may be off by this many rounding errors of the size of its terms. Other algorithms need some
+#: dozens; the nearest misconception is off by millions.
+ROUNDING_ERRORS = 1000
+EPSILON = {"float64": 2.0**-52}  # every other dtype is judged as float32
+_FLOAT32 = 2.0**-23
+
+
+class Rank(IntEnum):
+    """What is reported first when several things are wrong."""
+
+    ERROR = 0
+    TYPE = 1
+    SHAPE = 2
+    FINITE = 3
+    TITLE = 4
+    PROPERTY = 5
+    VALUE = 6
+    DTYPE = 7
+    CHANGED = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one outcome."""
+
+    rank: Rank
+    property: str
+    gap: str
+    line: str = ""
+
+
+def find_fault(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> tuple[Case, Finding] | None:
+    """The most telling fault over all cases, on the smallest input that shows it; None if there is none."""
+    worst: tuple[tuple[int, float, int], Case, Finding] | None = None
+    for index, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
+        finding = examine(spec, case, outcome)
+        if finding is None:
+            continue
+        order = (finding.rank, case.size, index)
+        if worst is None or order < worst[0]:
+            worst = order, case, finding
+    return None if worst is None else worst[1:]
+
+
+def examine(spec: Spec, case: Case, outcome: Outcome) -> Finding | None:
+    """What is wrong with one outcome, or None."""
+    if outcome.error:
+        return Finding(Rank.ERROR, "it runs without an error", outcome.error, outcome.line)
+    expected = spec.expected(case)
+    sizes = spec.sizes(case, expected)
+    if len(outcome.parts) != len(expected):
+        names = ", ".join(spec.wants)
+        return Finding(Rank.TYPE, f"it returns a tuple ({names})", _described(outcome.parts[0]))
+    parts = zip(spec.wants.items(), outcome.parts, expected, sizes, strict=True)
+    for (name, want), got, right, size in parts:
+        finding = _examine_part(want, got, right, size, case)
+        if finding is not None:
+            return _named(name, _explained(spec, case, outcome, finding))
+    if outcome.changed:
+        names = " and ".join(outcome.changed)
+        return Finding(Rank.CHANGED, "it leaves its inputs as they were", f"{names} changed in place")
+    return None
+
+
+def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> str:
+    """The hint of the misconception whose answers these are, or an empty string.
+
+    Its answers must agree wherever both gave one, and differ from the reference somewhere; inputs on which
+    only one of the two ended with an error are passed over, if they are at most half of all.
+    """
+    truths = [spec.expected(case) for case in cases]
+    best, hint = 0, ""
+    for misconception in spec.mistakes:
+        evidence = passed_over = 0
+        for case, outcome, expected in zip(cases, outcomes, truths, strict=True):
+            wrong = spec.mistaken(misconception, case)
+            if outcome.error or wrong.error:
+                same = bool(wrong.error) and outcome.error.startswith(wrong.error)
+                evidence, passed_over = evidence + same, passed_over + (not same)
+                continue
+            sizes = spec.sizes(case, expected)
+            if not _agree(outcome.parts, wrong.parts, sizes, case):
+                break
+            evidence += not _agree(wrong.parts, expected, sizes, case)
+        else:
+            if evidence > best and passed_over <= len(cases) / 2:
+                best, hint = evidence, misconception.hint
+    return hint
+
+
+def tolerance(part: Part, size: np.ndarray | float, case: Case) -> np.ndarray | float:
+    """How far a right answer of this dtype, for this input's dtype, may be from the reference."""
+    dtypes = [part.dtype] + ([str(case.dtype).removeprefix("torch.")] if case.dtype else [])
+    return ROUNDING_ERRORS * max(_epsilon(dtype) for dtype in dtypes) * size
+
+
+def _epsilon(dtype: str) -> float:
+    exact = not dtype.startswith(("float", "bfloat"))  # an integer has no rounding errors of its own
+    return EPSILON["float64"] if exact else EPSILON.get(dtype, _FLOAT32)
+
+
+def _examine_part(want: str, got: Part, right: Part, size: np.ndarray, case: Case) -> Finding | None:
+    if got.kind in ("none", "stub", "object"):
+        return Finding(Rank.TYPE, f"it returns {_wanted(want, right)}", _described(got))
+    if got.shape != right.shape:
+        gap = f"expected {_wanted(want, right)}, got {_described(got)}"
+        return Finding(Rank.SHAPE, f"it returns {_wanted(want, right)}", gap)
+    values, truth = got.values, right.values
+    assert values is not None and truth is not None  # an equal shape is a small one
+    bad = np.isfinite(truth) & ~np.isfinite(values)
+    if bad.any():
+        return Finding(Rank.FINITE, "it is finite for every finite input", _gap(values, truth, bad))
+    wrong_dtype = want == "tensor" and got.kind == "tensor" and case.dtype is not None
+    wrong_dtype = wrong_dtype and got.dtype != str(case.dtype).removeprefix("torch.")
+    allowed: np.ndarray | float = 0.0
+    if want in ("tensor", "number"):
+        allowed = 0.02 * size if wrong_dtype else tolerance(got, size, case)
+    bad = _differ(values, truth, allowed)
+    if bad.any():
+        return Finding(Rank.VALUE, "", _gap(values, truth, bad))
+    if wrong_dtype:
+        gap = f"expected {str(case.dtype).removeprefix('torch.')}, got {got.dtype}"
+        return Finding(Rank.DTYPE, "its dtype follows the input's", gap)
+    if want == "tensor" and got.device != "cpu":
+        return Finding(Rank.DTYPE, "its device follows the input's", f"expected cpu, got {got.device}")
+    return None
+
+
+def _explained(spec: Spec, case: Case, outcome: Outcome, finding: Finding) -> Finding:
+    """A wrong value, in the words of the case or of the first property that it breaks."""
+    if finding.rank is not Rank.VALUE:
+        return finding
+    if case.title:
+        return Finding(Rank.TITLE, case.title, finding.gap)
+    values = [part.values for part in outcome.parts]
+    if [part.shape for part in outcome.parts] == [part.shape for part in spec.expected(case)]:
+        for rule in spec.properties:
+            if not rule.test(*values, **case.arguments):
+                return Finding(Rank.PROPERTY, rule.text, finding.gap)
+    return Finding(Rank.VALUE, f"it computes {spec.asks}", finding.gap)
+
+
+def _named(name: str, finding: Finding) -> Finding:
+    gap = f"{name}: {finding.gap}" if name else finding.gap
+    return Finding(finding.rank, finding.property, gap, finding.line)
+
+
+def _agree(
+    parts: tuple[Part, ...], others: tuple[Part, ...], sizes: tuple[np.ndarray, ...], case: Case
+) -> bool:
+    if len(parts) != len(others):
+        return False
+    for part, other, size in zip(parts, others, sizes, strict=True):
+        if part.shape != other.shape or part.values is None or other.values is None:
+            return False
+        scale = np.max(size, initial=1.0) + np.abs(other.values)
+        if _differ(part.values, other.values, tolerance(part, scale, case), nan_equals_nan=True).any():
+            return False
+    return True
+
+
+def _differ(
+    values: np.ndarray, others: np.ndarray, allowed: np.ndarray | float, nan_equals_nan: bool = False
+) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        close = (values == others) | (np.abs(values - others) <= np.where(np.isfinite(others), allowed, -1.0))
+    if nan_equals_nan:
+        close |= np.isnan(values) & np.isnan(others)
+    return np.asarray(~close)
+
+
+def _gap(values: np.ndarray, truth: np.ndarray, bad: np.ndarray) -> str:
+    at = tuple(int(i) for i in np.argwhere(bad)[0]) if values.ndim else ()
+    mine, right = float(values[at]), float(truth[at])
+    place = f"at [{', '.join(map(str, at))}] " if at else ""
+    short = number(mine), number(right)
+    if short[0] == short[1]:
+        short = f"{mine:.12g}", f"{right:.12g}"
+    off = f" (off by {number(mine - right)})" if np.isfinite(mine - right) else ""
+    count = f"; {int(bad.sum())} of {bad.size} entries differ" if bad.size > 1 else ""
+    return f"{place}expected {short[1]}, got {short[0]}{off}{count}"
+
+
+def _wanted(want: str, right: Part) -> str:
+    if want == "number":
+        return "a number"
+    if want == "count":
+        return "a whole number"
+    zeros = " of zeros and ones" if want == "mask" else ""
+    return f"a scalar{zeros}" if right.shape == () else f"a tensor{zeros} of shape {right.shape}"
+
+
+def _described(got: Part) -> str:
+    if got.kind == "none":
+        return "nothing: None came back (is the return missing?)"
+    if got.kind == "stub":
+        return "the ... of the empty exercise"
+    if got.kind == "object":
+        return f"an object of type {got.type_name}, which the check does not read"
+    if got.kind == "number":
+        return f"a number ({got.type_name})"
+    return f"a {got.type_name} of shape {got.shape}"
