@@ -87,9 +87,10 @@ class LinearGaussian:
         """``E_q[log p(x|z)] - beta KL(q || p(z))`` for ``q = N(q_mean, q_cov)``, exactly.
 
         Shapes: ``x (..., m)``, ``q_mean (..., d)``, ``q_cov (..., d, d)``, result ``(...)``.
-        Raises ``ValueError`` if ``q_cov`` is not positive definite. Ledger C1.
+        Raises ``ValueError`` if they do not fit together or ``q_cov`` is not positive definite. Ledger C1.
         """
         _check_last(q_mean, self.num_latents, "q_mean", "d")
+        _check_square(q_cov, self.num_latents)
         sigma2 = self._rows(self.sigma2, 0)
         error = (self._centred(x) - q_mean @ self.W.mT).square().sum(-1)  # (*L, n)
         spread = (self._rows(self.W.mT @ self.W, 2) * q_cov).sum((-1, -2))  # tr(W q_cov W^T)
@@ -101,6 +102,7 @@ class LinearGaussian:
     def posterior_kl(self, x: Tensor, q_mean: Tensor, q_cov: Tensor) -> Tensor:
         """``KL(q || p(z|x))`` for ``q = N(q_mean, q_cov)``, the ELBO's gap; shapes as in :meth:`elbo`."""
         _check_last(q_mean, self.num_latents, "q_mean", "d")
+        _check_square(q_cov, self.num_latents)
         precision = self.posterior_precision()  # (*L, d, d)
         shift = q_mean - self._centred(x) @ self.encoder().mT  # (*L, n, d)
         square = ((shift @ precision) * shift).sum(-1)
@@ -123,6 +125,11 @@ def m_step(x: Tensor, mean: Tensor, cov: Tensor) -> LinearGaussian:
     Shapes: ``x (..., n, m)``, ``mean (..., n, d)``, ``cov (..., n, d, d)``. The mean b is optimised together
     with W. Raises ``ValueError`` if the optimum has no noise left (``sigma2 = 0``). Ledger C2.
     """
+    if x.dim() < 2 or x.shape[-2] != mean.shape[-2] or cov.shape[-2:] != (mean.shape[-1],) * 2:
+        raise ValueError(
+            "x must be (..., n, m), mean (..., n, d) and cov (..., n, d, d), got "
+            f"{tuple(x.shape)}, {tuple(mean.shape)} and {tuple(cov.shape)}: one posterior for each row of x"
+        )
     count, num_dims = x.shape[-2:]
     x_bar, z_bar = x.mean(-2, keepdim=True), mean.mean(-2, keepdim=True)
     x_c, z_c = x - x_bar, mean - z_bar  # (..., n, m), (..., n, d)
@@ -179,8 +186,11 @@ def mutual_information(V: Tensor, q_cov: Tensor, covariance: Tensor) -> Tensor:
     Exact for Gaussian data with that covariance and the encoder ``q(z|x) = N(V (x - b), q_cov)``; for the
     exact posterior of data from the model it is ``1/2 log det(I + W^T W / sigma2)``.
     Shapes: ``V (..., d, m)``, ``q_cov (..., d, d)``, ``covariance (..., m, m)``, result ``(...)``.
-    Raises ``ValueError`` if a covariance of z is not positive definite. Ledger C9.
+    Raises ``ValueError`` if they do not fit together or a covariance of z is not positive definite.
+    Ledger C9.
     """
+    _check_square(q_cov, V.shape[-2] if V.dim() > 1 else 0)
+    _check_last(covariance, V.shape[-1], "covariance", "m")
     aggregate = V @ covariance @ V.mT + q_cov  # (..., d, d)
     return 0.5 * (log_det(aggregate, "the covariance of z") - log_det(q_cov, "q_cov"))
 
@@ -208,5 +218,13 @@ def _check_last(value: Tensor, size: int, name: str, letter: str) -> None:
     if value.dim() == 0 or value.shape[-1] != size:
         raise ValueError(
             f"{name} must be (..., {letter}) with {letter} = {size}, got {tuple(value.shape)}: "
-            f"its last dimension must match the model's W"
+            "its last dimension must match the model's"
+        )
+
+
+def _check_square(q_cov: Tensor, size: int) -> None:
+    if q_cov.shape[-2:] != (size, size):
+        raise ValueError(
+            f"q_cov must be (..., d, d) with d = {size}, got {tuple(q_cov.shape)}: "
+            "a covariance matrix, for variances alone their diag_embed()"
         )

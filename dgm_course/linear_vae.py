@@ -182,8 +182,14 @@ def amortisation_gap(model: LinearGaussian, V: Tensor, q_cov: Tensor, covariance
     and the exact encoder's matrix G. Zero iff both are the posterior's (on the support of the data).
 
     Shapes: ``V (..., d, m)``, ``q_cov (..., d, d)``, ``covariance C (..., m, m)`` of data with mean b, result
-    ``(...)``. Raises ``ValueError`` if ``q_cov`` is not positive definite. Ledger C4.
+    ``(...)``. Raises ``ValueError`` if they do not fit together or ``q_cov`` is not positive definite.
+    Ledger C4.
     """
+    if V.shape[-2:] != (model.num_latents, model.num_dims) or q_cov.shape[-2:] != (model.num_latents,) * 2:
+        raise ValueError(
+            f"V must be (..., d, m) and q_cov (..., d, d), d = {model.num_latents} and m = {model.num_dims}, "
+            f"got {tuple(V.shape)} and {tuple(q_cov.shape)}: the encoder must match the model's W"
+        )
     precision = model.posterior_precision()  # (..., d, d)
     wrong = V - model.encoder()  # (..., d, m)
     square = ((precision @ wrong @ covariance) * wrong).sum((-1, -2))

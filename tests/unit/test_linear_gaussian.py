@@ -217,6 +217,12 @@ def test_bad_input_is_refused(generator: torch.Generator) -> None:
         model.log_joint(b, b)
     with pytest.raises(ValueError, match="q_cov must be symmetric and positive definite"):
         model.elbo(b, W[0], -torch.eye(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="diag_embed"):
+        model.posterior_kl(b, W[0], torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="covariance must be .* m = 4"):
+        mutual_information(W.T, torch.eye(2, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="one posterior for each row"):
+        m_step(torch.zeros(5, 4), torch.zeros(4, 2), torch.eye(2).expand(4, 2, 2))
     with pytest.raises(ValueError, match="at most m - 1"):
         eigen_solution(draw(9, 4, generator=generator), 4)
     with pytest.raises(ValueError, match="1 that is not"):

@@ -144,6 +144,9 @@ def test_bad_input_is_refused(generator: torch.Generator) -> None:
         expected_elbo(V, W, log_var, covariance, 1.0)
     with pytest.raises(ValueError, match="must share m and d"):
         expected_kl_per_dim(V, log_var[:1], covariance)
+    model = LinearGaussian(W, torch.zeros(4, dtype=torch.float64), 1.0)
+    with pytest.raises(ValueError, match="must match the model's W"):
+        amortisation_gap(model, W, torch.eye(2, dtype=torch.float64), covariance)
     with pytest.raises(ValueError, match="sigma2 must be positive"):
         expected_elbo(W, V, log_var, covariance, -1.0)
     with pytest.raises(ValueError, match="beta must be positive"):
