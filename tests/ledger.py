@@ -23,9 +23,9 @@ def proves(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Parametrise a test over the right implementation and its named wrong variants.
 
-    The test takes the implementation as its first argument, ``variant``, and asserts. ``row`` is the ledger
-    id, ``right`` the library's implementation, ``wrong`` maps names (one of them that of
-    ``tests/claims.toml``) to wrong implementations, each of which must make the test fail by an assertion.
+    The test takes the implementation as its first argument, which must be called ``variant``, and asserts.
+    ``row`` is the ledger id, ``right`` the library's implementation, ``wrong`` maps names (one of them that
+    of ``tests/claims.toml``) to wrong implementations, each of which must make the test fail by an assertion.
     """
     if not wrong:
         raise ValueError(f"{row}: a theorem's test needs at least one wrong variant that it rejects")
