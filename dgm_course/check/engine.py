@@ -116,7 +116,10 @@ class Exercise(Spec):
                 gap="got something that cannot be called",
                 hint=f"Write check.{self.name}({self.name}): the function's name, without arguments.",
             )
-        cases = self.draw(seed, count)
+        with guard.plain_defaults():
+            return self._judge(answer, self.draw(seed, count), time_limit)
+
+    def _judge(self, answer: Function, cases: list[Case], time_limit: float) -> Verdict:
         run = guard.run(
             answer, cases, num_parts=len(self.wants), library=self.library, time_limit=time_limit
         )

@@ -160,7 +160,8 @@ def test_arrays_and_lists_pass_with_a_note(name: str, answer: Callable[..., Any]
     def as_list(*arguments: object) -> object:  # a scalar becomes a plain number
         return answer(*arguments).tolist()
 
-    for other, words in ((as_array, "NumPy array"), (as_list, "a plain number" if name == "free_bits" else "list")):
+    plain = "plain number" if name == "free_bits" else "list"
+    for other, words in ((as_array, "NumPy array"), (as_list, plain)):
         verdict = exercise.check(other)
         assert verdict.passed and words in verdict.note, verdict.text
 

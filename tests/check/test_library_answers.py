@@ -1,0 +1,67 @@
+"""Answers that are the course library's own function, under whatever name."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgm_course import check
+from dgm_course.bounds import elbo as library_elbo
+from dgm_course.gaussian import gaussian_kl as library_kl
+
+from .students import KL, failed, right
+
+
+def wrapped(mean: Tensor, log_var: Tensor) -> Tensor:
+    return 1.0 * library_kl(mean, log_var)
+
+
+def imports_late(mean: Tensor, log_var: Tensor) -> Tensor:
+    module = __import__("dgm_course.gaussian", fromlist=["x"])
+    return getattr(module, "gaussian_" + "kl_per_dim")(mean, log_var).sum(-1)
+
+
+LIBRARY = {
+    "the function itself": library_kl,
+    "partial": functools.partial(library_kl, other_mean=0.0),
+    "wrapped": wrapped,
+    "decorated": torch.no_grad()(library_kl),
+    "imported late": imports_late,
+    "mapped": torch.vmap(library_kl),
+    "same code": types.FunctionType(library_kl.__code__, library_kl.__globals__, "mine", (0.0, 0.0)),
+    "the reference": KL.reference,
+    "the check": lambda m, s: KL.reference(m, s),
+    "caught": lambda m, s: [wrapped(m, s), right(m, s)][1],
+}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_the_librarys_own_function_is_no_answer(name: str) -> None:
+    verdict = failed(LIBRARY[name], "it is your own work")
+    assert verdict.hint.startswith("Write it yourself")
+
+
+def test_every_exercise_knows_its_library_function() -> None:
+    vae, masked = pytest.importorskip("dgm_course.vae"), pytest.importorskip("dgm_course.nets.masked")
+    answers = {
+        "elbo": lambda a, b, c: library_elbo(a + b, c),
+        "kl_weight": vae.kl_weight,
+        "free_bits": lambda x, kl, c: x.mean() - vae.free_bits_kl(kl, c),
+        "active_units": lambda m, t=0.01: int(vae.active_units(m, t).sum()),
+        "causal_mask": masked.causal_mask,
+    }
+    for name, answer in answers.items():
+        failed(answer, "it is your own work", getattr(check, name))
+
+
+def test_switching_the_watch_off_is_no_answer() -> None:
+    def unwatched(mean: Tensor, log_var: Tensor) -> Tensor:
+        sys.setprofile(None)
+        return library_kl(mean, log_var)
+
+    failed(unwatched, "it leaves the check alone")
