@@ -181,7 +181,7 @@ class LiveDemo:
             return self
         names = [control.description for control in self.controls.values()]
         bundle = self.box._repr_mimebundle_()
-        bundle["text/plain"] = f"Live demo: run this cell to move {', '.join(names)}."
+        bundle["text/plain"] = f"Live demo: run this cell to move {' and '.join(names)}."
         display(bundle, raw=True)
         with self._lock:
             data, metadata = picture_bundle(palette_png(self.frame()), self.describe(self.result))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -18,7 +22,7 @@ from dgm_course.linear_vae import CollapseSpectrum, collapse_spectrum, optimal_l
 #: eigenvalues of the data's covariance: m = 6 directions
 EIGENVALUES = (20.0, 8.0, 3.0, 1.0, 0.3, 0.1)
 BETA_RANGE = (0.1, 10.0)
-SIGMA2_RANGE = (0.05, 20.0)
+SIGMA2_RANGE = (0.05, 5.0)
 ACTIVE, COLLAPSED = plots.BLUE, plots.ORANGE
 
 
@@ -56,8 +60,10 @@ def build(figure: Figure, phase: Phase) -> Artists:
     latents = np.arange(1, num_latents + 1)
 
     ax = plots.log_axes(panels["spectrum"], "y")
-    low, high = min(values.min(), SIGMA2_RANGE[0]) / 2, 3 * values.max()
-    spectrum = ax.bar(np.arange(1, len(values) + 1), values - low, 0.7, bottom=low, color=plots.INK)
+    low, high = BETA_RANGE[0] * SIGMA2_RANGE[0] / 1.5, BETA_RANGE[1] * SIGMA2_RANGE[1]  # of the line
+    high = 2 * max(high, values[0])
+    heights = np.maximum(values - low, 0)
+    spectrum = ax.bar(np.arange(1, len(values) + 1), heights, 0.7, bottom=low, color=plots.INK)
     ax.set(title="Spectrum and the line βσ²", xlabel="direction j", ylabel="eigenvalue λⱼ", ylim=(low, high))
     ax.set_xticks(np.arange(1, len(values) + 1))
     ax.grid(False, axis="x")
@@ -69,10 +75,15 @@ def build(figure: Figure, phase: Phase) -> Artists:
     line_name = ax.text(len(values) + 0.5, phase.threshold, "βσ²", color=plots.GREEN, va="bottom", ha="right")
 
     ax = plots.log_axes(panels["phase"])
-    betas, sigma2s = np.geomspace(*BETA_RANGE, 241), np.geomspace(*SIGMA2_RANGE, 241)
-    grid = torch.as_tensor(betas * sigma2s[:, None])  # (81, 241), sigma2 down, beta across
-    counts = collapse_spectrum(phase.eigenvalues, grid, num_latents=num_latents).active.sum(-1)
-    plots.heat_map(ax, betas, sigma2s, counts, label="active latents", levels=range(num_latents + 1))
+    betas, colours = np.array(BETA_RANGE), colormaps["viridis"](np.linspace(0.05, 0.95, num_latents + 1))
+    edges = [1e9, *np.maximum(values[:num_latents], 1e-9), 1e-9]  # of βσ², from no active latent to all
+    for colour, (above, below) in zip(colours, pairwise(edges), strict=True):
+        ax.fill_between(betas, below / betas, above / betas, color=colour, linewidth=0)
+    norm = BoundaryNorm(np.arange(-0.5, num_latents + 1), num_latents + 1)
+    scale = ScalarMappable(norm, ListedColormap(colours))
+    bar = figure.colorbar(scale, ax=ax, label="active latents", ticks=range(num_latents + 1))
+    bar.outline.set_visible(False)
+    ax.grid(False)
     ax.set(title="Phase diagram", xlabel="KL weight β", ylabel="noise σ²", xlim=BETA_RANGE, ylim=SIGMA2_RANGE)
     (equal,) = ax.plot([], [], color="white", linestyle=(0, (4, 2)), linewidth=1.6)
     (point,) = ax.plot([], [], "o", color="white", markeredgecolor="black", markersize=11, markeredgewidth=2)
@@ -100,7 +111,7 @@ def draw(artists: Artists, phase: Phase) -> None:
     artists["line"].set_ydata([phase.threshold] * 2)
     artists["name"].set_y(1.05 * phase.threshold)
     artists["point"].set_data([phase.beta], [phase.sigma2])
-    betas = np.array(BETA_RANGE)
+    betas = np.array(BETA_RANGE)  # a straight line on log axes
     artists["equal"].set_data(betas, phase.threshold / betas)
     for name, heights in (("kl", phase.spectrum.kl_per_dim), ("var", phase.spectrum.posterior_var)):
         for bar, height, colour in zip(artists[name], heights.tolist(), colours, strict=True):

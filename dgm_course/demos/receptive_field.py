@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -52,14 +52,14 @@ class Field(NamedTuple):
 def train_default(*, steps: int = 2500, seed: int = 0, progress: bool = True) -> VAE:
     """Train the eight VAEs, r = 0, ..., 7, at once, every step over all 256 x: about 15 s on one core."""
     generator = torch.Generator().manual_seed(seed)
-    x, log_prob = enumerable_binary(NUM_PIXELS)
-    weights, windows = log_prob.exp(), list(range(NUM_PIXELS))
+    x, log_pi = enumerable_binary(NUM_PIXELS, dtype=torch.get_default_dtype())
+    pi, windows = log_pi.exp(), list(range(NUM_PIXELS))
     kind = {"members": NUM_PIXELS, "generator": generator}
     decoder = AutoregressiveDecoder(MaskedMLP(NUM_PIXELS, 64, window=windows, context=1, **kind))
     vae = VAE(MLP([NUM_PIXELS, 32, 2], **kind), decoder, latent_dim=1)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        return -(weights * vae.terms(x, generator=generator).elbo).sum(-1)  # (E,)
+        return -(pi * vae.terms(x, generator=generator).elbo).sum(-1)  # (E,)
 
     fit_many(loss, vae.parameters(), steps=steps, lr=3e-2, lr_decay_from=0.6, seed=seed, progress=progress)
     return vae
@@ -135,13 +135,14 @@ def build(figure: Figure, field: Field) -> Artists:
     counts = range(NUM_PIXELS + 1)
     colours = ONES_COLOURS(np.linspace(0, 1, len(counts)))
     curves = [q.plot(table.z, 0 * table.z, color=colours[k], linewidth=1.8)[0] for k in counts]
-    prior = gaussian_log_prob(table.z[:, None], torch.zeros(1), torch.zeros(1)).exp()
+    zero = table.z.new_zeros(1)
+    prior = gaussian_log_prob(table.z[:, None], zero, zero).exp()
     q.plot(table.z, prior, color=plots.INK, linestyle=(0, (4, 2)), label="prior p(z)")
     q.set(title="q(z|x), by the number of ones in x", xlabel="latent z", ylabel="density")
     q.set_ylim(0, 1.08 * float(table.aggregate.max()))
     q.legend(loc="upper left", borderaxespad=0)
-    norm = matplotlib.colors.BoundaryNorm(np.arange(-0.5, NUM_PIXELS + 1.5), len(counts))
-    scale = matplotlib.cm.ScalarMappable(norm, matplotlib.colors.ListedColormap(colours))
+    norm = BoundaryNorm(np.arange(-0.5, NUM_PIXELS + 1), len(counts))
+    scale = ScalarMappable(norm, ListedColormap(colours))
     bar = figure.colorbar(scale, ax=q, ticks=[0, 4, 8], label="ones in x")
     bar.outline.set_visible(False)
     return {"cells": cells, "nll": nll_here, "kl": kl_here, "curves": curves}
