@@ -83,8 +83,9 @@ def examine(spec: Spec, case: Case, outcome: Outcome) -> Finding | None:
 def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> str:
     """The hint of the misconception whose answers these are, or an empty string.
 
-    Its answers must agree wherever both gave one, and differ from the reference somewhere; inputs on which
-    only one of the two ended with an error are passed over, if they are at most half of all.
+    Its answers must agree wherever both gave one, and differ from the reference somewhere. Passed over, if
+    they are at most half of all, are inputs on which only one of the two ended with an error, and edge cases
+    (with a title) that the answer gets right: a student may have thought of one and be wrong elsewhere.
     """
     truths = [spec.expected(case) for case in cases]
     best, hint = 0, ""
@@ -98,7 +99,10 @@ def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) ->
                 continue
             sizes = spec.sizes(case, expected)
             if not _agree(outcome.parts, wrong.parts, sizes, case):
-                break
+                if not (case.title and _agree(outcome.parts, expected, sizes, case)):
+                    break
+                passed_over += 1
+                continue
             evidence += not _agree(wrong.parts, expected, sizes, case)
         else:
             if evidence > best and passed_over <= len(cases) / 2:

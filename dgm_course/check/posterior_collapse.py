@@ -135,7 +135,7 @@ def _(weight: np.ndarray, step: int, warmup_steps: int) -> bool:
 kl_weight.misconceptions(
     overshoots=(lambda t, n: t / n if n else 1.0, "The weight keeps growing after the warm-up."),
     divides_by_zero=(lambda t, n: min(1.0, t / n), "What if there is no warm-up at all?"),
-    zero_without_warmup=(lambda t, n: min(1.0, t / n) if n else 0.0, "Without a warm-up the weight is 1."),
+    zero_without_warmup=(lambda t, n: min(1.0, t / n) if n else 0.0, "No warm-up: nothing is held back."),
     falls=(lambda t, n: max(0.0, 1 - t / n) if n else 0.0, "The schedule runs backwards: the weight falls."),
     starts_at_one=(lambda t, n: 1.0, "The weight is always 1: nothing is annealed."),
     one_step_ahead=(lambda t, n: min(1.0, (t + 1) / n) if n else 1.0,

@@ -199,6 +199,16 @@ def test_an_error_that_also_overshoots_earns_the_hint() -> None:
     assert verdict.hint == "The weight keeps growing after the warm-up."
 
 
+def test_a_mistake_with_the_edge_case_handled_earns_the_hint() -> None:
+    hints = {mistake.name: mistake.hint for mistake in check.kl_weight.mistakes}
+    answers = {
+        "one_step_late": lambda t, n: min(1.0, t / (n + 1)) if n else 1.0,
+        "falls": lambda t, n: max(0.0, 1.0 - t / n) if n else 1.0,
+    }
+    for name, answer in answers.items():
+        assert check.kl_weight.check(answer).hint == hints[name]
+
+
 def test_an_unknown_mistake_earns_no_hint() -> None:
     verdict = check.gaussian_kl.check(lambda mean, log_var: math.pi * kl_by_einsum(mean, log_var))
     assert verdict.status == "FAIL" and not verdict.hint
