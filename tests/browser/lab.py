@@ -41,6 +41,12 @@ _PANEL = """() => {
   const panel = window.jupyterapp && window.jupyterapp.shell.currentWidget;
   return panel && panel.content && panel.content.widgets && panel.sessionContext ? panel : null;
 }"""
+_SCROLLER = "document.querySelector('.jp-NotebookPanel .jp-WindowedPanel-outer')"
+_LENGTH = f"""() => {{
+  const last = [...document.querySelectorAll('.jp-NotebookPanel .jp-Cell')].at(-1).getBoundingClientRect();
+  const panel = {_SCROLLER};
+  return Math.ceil(last.bottom - panel.getBoundingClientRect().top + panel.scrollTop);
+}}"""
 
 
 class Lab:
@@ -178,11 +184,14 @@ class NotebookPage:
         """Return the notebook's cells as they would be saved."""
         return self.evaluate("return panel.content.model.toJSON().cells")
 
-    def set_source(self, index: int, source: str) -> None:
-        """Replace a cell's text."""
-        self.evaluate(
-            "panel.content.model.cells.get(argument[0]).sharedModel.setSource(argument[1])", [index, source]
-        )
+    def type_into(self, index: int, source: str) -> None:
+        """Replace a cell's text from the keyboard."""
+        self.evaluate("panel.content.activeCellIndex = argument; panel.content.mode = 'edit'", index)
+        editor = self.page.locator(".jp-NotebookPanel .jp-Cell.jp-mod-active .cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(source)
+        self.page.keyboard.press("Escape")
 
     def set_theme(self, theme: str) -> None:
         """Switch to the ``light`` or ``dark`` theme."""
@@ -198,3 +207,19 @@ class NotebookPage:
             failed = [output for output in cell.get("outputs", []) if output["output_type"] == "error"]
             found += [f"cell {k}: {output['ename']}: {output['evalue']}" for output in failed]
         return found
+
+    def write_slices(self, out: Path, stem: str) -> list[Path]:
+        """Write pictures of the notebook from top to bottom, each beginning where the last one ended."""
+        page, written = self.page, []
+        out.mkdir(parents=True, exist_ok=True)
+        self.evaluate("panel.content.mode = 'command'; panel.content.deselectAll()")
+        box = page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer").bounding_box()
+        total, step = page.evaluate(_LENGTH), int(box["height"])
+        for top in range(0, total, step):
+            page.evaluate(f"top => {{ {_SCROLLER}.scrollTop = top }}", top)
+            page.wait_for_function("() => [...document.images].every(image => image.complete)")
+            shift = top - page.evaluate(f"{_SCROLLER}.scrollTop")  # the last one scrolls less: cut its top
+            clip = {**box, "y": box["y"] + shift, "height": step - shift}
+            written.append(out / f"{stem}-{len(written) + 1:02d}.png")
+            page.screenshot(path=written[-1], clip=clip)
+        return written

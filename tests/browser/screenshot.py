@@ -16,32 +16,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from tests.browser.lab import THEMES, NotebookPage, launch, running_lab
-
-_SCROLLER = "document.querySelector('.jp-NotebookPanel .jp-WindowedPanel-outer')"
-
-_LENGTH = f"""() => {{
-  const last = [...document.querySelectorAll('.jp-NotebookPanel .jp-Cell')].at(-1).getBoundingClientRect();
-  const panel = {_SCROLLER};
-  return Math.ceil(last.bottom - panel.getBoundingClientRect().top + panel.scrollTop);
-}}"""
-
-
-def slices(notebook: NotebookPage, out: Path, stem: str) -> list[Path]:
-    """Write pictures of the open notebook from top to bottom, each beginning where the last one ended."""
-    page, written = notebook.page, []
-    notebook.evaluate("app.commands.execute('notebook:enter-command-mode'); panel.content.deselectAll()")
-    box = page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer").bounding_box()
-    total = page.evaluate(_LENGTH)
-    step = int(box["height"])
-    for top in range(0, total, step):
-        page.evaluate(f"top => {{ {_SCROLLER}.scrollTop = top }}", top)
-        page.wait_for_function("() => [...document.images].every(image => image.complete)")
-        shift = top - page.evaluate(f"{_SCROLLER}.scrollTop")  # the last slice scrolls less: cut its top off
-        clip = {**box, "y": box["y"] + shift, "height": step - shift}
-        written.append(out / f"{stem}-{len(written) + 1:02d}.png")
-        page.screenshot(path=written[-1], clip=clip)
-    return written
+from .lab import THEMES, NotebookPage, launch, running_lab
 
 
 def main() -> None:
@@ -57,7 +32,6 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=1300, help="height of a slice, about")
     parser.add_argument("--scale", type=float, default=1.0, help="device pixels per screen pixel")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         root, home = Path(folder) / "root", Path(folder) / "home"
         root.mkdir()
@@ -71,7 +45,7 @@ def main() -> None:
                 notebook.run_all(options.timeout)
             for theme in THEMES if options.theme == "both" else [options.theme]:
                 notebook.set_theme(theme)
-                slices(notebook, options.out, f"{options.notebook.stem}-{theme}")
+                notebook.write_slices(options.out, f"{options.notebook.stem}-{theme}")
             browser.close()
 
 
