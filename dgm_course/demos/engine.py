@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -216,8 +217,10 @@ class LiveDemo:
             self._canvas.draw()
         return figure, artists
 
-    def _moved(self, _: Mapping[str, Any]) -> None:
-        if self._quiet:
+    def _moved(self, change: Mapping[str, Any]) -> None:
+        old, new = change["old"], change["new"]
+        # A page that shows a slider sends its value back with a rounding error: that is no move.
+        if self._quiet or (isinstance(new, float) and math.isclose(old, new)):
             return
         try:
             self.refresh()

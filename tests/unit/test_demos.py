@@ -225,6 +225,13 @@ def test_a_redraw_is_far_quicker_than_a_new_figure() -> None:
     assert 3 * np.median(redraw) < np.median(new), (redraw, new)
 
 
+def test_a_rounding_error_is_no_move() -> None:
+    demo = phase_diagram.show()
+    result = demo.result
+    demo.controls["sigma2"].value = 0.5 * (1 - 2e-16)
+    assert demo.result is result
+
+
 def test_trouble_is_shown_and_raised() -> None:
     demo = phase_diagram.show()
 
