@@ -19,6 +19,7 @@ from pathlib import Path
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from nbformat.v4 import new_output
 
 from .editions import to_json
 from .source import METADATA, BuildError
@@ -28,7 +29,7 @@ MAX_BYTES = 1_000_000
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # tqdm: "fit:  40%|####      | 400/1000 [00:01<00:02, 310it/s]", or "400it [00:01, 310it/s]" without a total.
-_PROGRESS = re.compile(r"[^\r\n]*(?:\d+%\|[^\r\n]*\||\d+(?:it|B|s) )[^\r\n|]*\[[^\]\r\n]*\]?[ \t]*")
+_PROGRESS = re.compile(r"\d+%\|.*\||\d+it \[")
 _PATHS = re.compile(r"site-packages|dist-packages|ipykernel_\d+|/home/\w+|/Users/\w+|\b[A-Za-z]:\\\w+")
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 
@@ -49,7 +50,6 @@ def execute(source: NotebookNode, folder: Path, name: str) -> NotebookNode:
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         store_widget_state=False,
-        coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
         on_cell_start=lambda cell, cell_index: running.update(id=cell["id"]),
     )
@@ -110,15 +110,18 @@ def _tidy(cell: NotebookNode) -> None:
     cell.metadata.pop("execution", None)
     if cell.cell_type != "code":
         return
-    kept = []
-    for output in cell.outputs:
-        if _WIDGET in output.get("data", {}):
+    shown = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+    warned = [output for output in shown if output.get("name") == "stderr"]
+    lines = re.split(r"[\r\n]+", "".join(output.text for output in warned))
+    said = "\n".join(line for line in lines if line.strip() and not _PROGRESS.search(line))
+    kept = [new_output("stream", name="stderr", text=said)] if said else []
+    for output in shown:
+        if output in warned:
             continue
-        if output.output_type == "stream" and output.name == "stderr":
-            output.text = _PROGRESS.sub("", output.text)
-            if not output.text.strip():
-                continue
-        kept.append(output)
+        if kept and output.get("name") == "stdout" == kept[-1].get("name"):
+            kept[-1].text += output.text  # how a stream is cut into messages depends on the machine's speed
+        else:
+            kept.append(output)
     cell.outputs = kept
 
 
