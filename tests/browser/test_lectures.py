@@ -49,16 +49,15 @@ def test_lecture_lives(source: Path, lab: Lab, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 1300})
     notebook = NotebookPage(page, lab, source.name)
     notebook.run_all(timeout=180)
+    for theme in ("dark", "light"):
+        notebook.set_theme(theme)
+        notebook.write_slices(SHOTS, f"{source.stem}-{theme}")
     assert notebook.errors() == []
     drawn = pictures(notebook)
     assert drawn, "a lecture has figures"
     assert [cell for cell in drawn if cell["wanted"] != cell["drawn"] or cell["plates"]] == []
 
     check_demos(notebook, at_least=2 if source.stem.startswith("01_") else 1)
-    for theme in ("light", "dark"):
-        notebook.set_theme(theme)
-        notebook.write_slices(SHOTS, f"{source.stem}-{theme}")
-
     assert source.stem in ANSWERS, f"add a wrong and a right answer of {source.stem} to ANSWERS"
     name, wrong, hint, right = ANSWERS[source.stem]
     verdict = answer(notebook, name, wrong)
