@@ -14,13 +14,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
-
 from .lab import THEMES, NotebookPage, launch, running_lab
 
 
 def main() -> None:
     """Read the command line, open the notebook, write the pictures."""
+    from playwright.sync_api import sync_playwright
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("notebook", type=Path)
