@@ -35,7 +35,7 @@ unit: $(STAMP)  ## the library's tests, laws, theorems, checks and doctests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" tests dgm_course
 
 notebooks: $(STAMP)  ## execute both editions of every lecture
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -p no:doctest -W default \
+	$(ONE_THREAD) $(BIN)/python -m pytest -o addopts= -n 2 --dist loadfile -W default \
 	  --nbval-lax --nbval-cell-timeout=120 lectures solutions
 
 test-all: test test-long  ## make test, then every lecture in a real browser and the long tests

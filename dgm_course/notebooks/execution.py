@@ -71,12 +71,13 @@ def execute(source: NotebookNode, folder: Path, name: str) -> NotebookNode:
             raise BuildError(f"{name}, cell {running['id']}: still running after {CELL_TIMEOUT} s") from error
         except DeadKernelError as error:
             raise BuildError(f"{name}, cell {running['id']}: the kernel died (out of memory?)") from error
-    for cell in notebook.cells:
-        _tidy(cell)
-    notebook.metadata = NotebookNode(
-        METADATA
-    )  # nbclient adds the Python version, which differs between machines
-    found = problems(notebook)
+    found = [
+        f"cell {cell['id']}: nbval compares this cell, so it cannot have a progress bar or live controls"
+        for cell in notebook.cells
+        if _tidy(cell) and _compared(cell)
+    ]
+    notebook.metadata = NotebookNode(METADATA)  # nbclient adds the Python version, which differs
+    found += problems(notebook)
     if found:
         raise BuildError("\n".join(f"{name}, {line}" for line in found))
     return notebook
@@ -92,6 +93,8 @@ def problems(notebook: NotebookNode) -> list[str]:
             found.append(f"cell {cell['id']}: was never executed")
         for output in cell.outputs:
             found += [f"cell {cell['id']}: {fault}" for fault in _faults(output)]
+        if _compared(cell) and [output.get("name") for output in cell.outputs] != ["stdout"]:
+            found.append(f"cell {cell['id']}: nbval compares this cell, so it prints, and does nothing else")
     size = len(to_json(notebook).encode())
     if size > MAX_BYTES:
         weights = sorted(
@@ -105,11 +108,16 @@ def problems(notebook: NotebookNode) -> list[str]:
     return found
 
 
-def _tidy(cell: NotebookNode) -> None:
-    """Take progress bars and live controls out of a cell's outputs, and timings out of its metadata."""
+def _compared(cell: NotebookNode) -> bool:
+    """Whether ``make notebooks`` compares the cell's text with the committed one."""
+    return cell.cell_type == "code" and "# NBVAL_CHECK_OUTPUT" in cell.source.split("\n")
+
+
+def _tidy(cell: NotebookNode) -> bool:
+    """Take progress bars, live controls and timings out of a cell; whether a bar or a control was there."""
     cell.metadata.pop("execution", None)
     if cell.cell_type != "code":
-        return
+        return False
     shown = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
     warned = [output for output in shown if output.get("name") == "stderr"]
     lines = re.split(r"[\r\n]+", "".join(output.text for output in warned))
@@ -122,7 +130,9 @@ def _tidy(cell: NotebookNode) -> None:
             kept[-1].text += output.text  # how a stream is cut into messages depends on the machine's speed
         else:
             kept.append(output)
+    removed = len(shown) < len(cell.outputs) or bool(warned and not said)
     cell.outputs = kept
+    return removed
 
 
 def _faults(output: NotebookNode) -> list[str]:
