@@ -219,10 +219,10 @@ def test_requirements_are_exact_and_satisfy_the_package() -> None:
 
 def test_third_party_imports_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    called = {"scikit-learn": "sklearn"}
+    called = {"scikit-learn": "sklearn", "pillow": "PIL"}
     declared = {called.get(name, name) for name in (Requirement(one).name for one in project["dependencies"])}
     pinned = {called.get(name, name) for name in requirements()}
-    carried = {"IPython", "traitlets", "requests", "PIL"}  # by ipywidgets, pooch and matplotlib
+    carried = {"IPython", "traitlets", "requests"}  # by ipywidgets and pooch
     tools = {"nbformat", "nbclient"}  # by nbconvert
     for name, tree in TREES.items():
         roots = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbformat import NotebookNode
+from nbformat import NotebookNode, from_dict
 from nbformat.v4 import new_output
 
 from .editions import to_json
@@ -76,7 +76,7 @@ def execute(source: NotebookNode, folder: Path, name: str) -> NotebookNode:
         for cell in notebook.cells
         if _tidy(cell) and _compared(cell)
     ]
-    notebook.metadata = NotebookNode(METADATA)  # nbclient adds the Python version, which differs
+    notebook.metadata = from_dict(METADATA)  # nbclient adds the Python version, which differs
     found += problems(notebook)
     if found:
         raise BuildError("\n".join(f"{name}, {line}" for line in found))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
-from nbformat import NotebookNode
+from nbformat import NotebookNode, from_dict
 from nbformat.v4 import new_markdown_cell
 
 #: Lines of a code cell that a student sees, and of each region that a student does not see.
@@ -81,7 +81,7 @@ def read_source(path: Path) -> NotebookNode:
     for position, cell in enumerate(cells, start=1):
         cell["id"] = f"{number}-{position:03d}"
     notebook.cells = cells
-    notebook.metadata = NotebookNode(METADATA)
+    notebook.metadata = from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     _pair_exercises(notebook, path.name)
     return notebook
@@ -99,27 +99,7 @@ def theorem_boxes(notebook: NotebookNode) -> list[Box]:
 
 def _expand(cell: NotebookNode, number: str, where: str) -> list[NotebookNode]:
     given = dict(cell.metadata)
-    unknown = set(given) - _TAGS - _KEPT - _JUPYTEXT
-    if unknown:
-        raise BuildError(
-            f"{where}: unknown cell tag {', '.join(sorted(unknown))}; known are "
-            f"{', '.join(sorted(_TAGS | _KEPT))}"
-        )
-    if cell.cell_type not in ("code", "markdown"):
-        raise BuildError(f"{where}: a {cell.cell_type} cell; a lecture has code and markdown cells only")
-    kinds = [kind for kind in ("exercise", "check", "written") if kind in given]
-    if len(kinds) > 1:
-        raise BuildError(f"{where}: a cell is one of exercise, check and written; this one is {kinds}")
-    kind = kinds[0] if kinds else "plain"
-    wanted = {"exercise": "code", "check": "code", "written": "markdown"}.get(kind, cell.cell_type)
-    if cell.cell_type != wanted:
-        raise BuildError(f"{where}: a cell tagged {kind} is a {wanted} cell, not a {cell.cell_type} cell")
-    if kind != "plain" and not (isinstance(given[kind], str) and _NAME.fullmatch(given[kind])):
-        raise BuildError(f'{where}: {kind}={given[kind]!r} should be a name in quotes, e.g. {kind}="elbo"')
-    if kind in ("check", "written"):
-        _require_points(given, where)
-    elif "points" in given:
-        raise BuildError(f"{where}: points belong to a check or a written cell, not to a {kind} one")
+    kind = _kind(cell, given, where)
     regions = _regions(cell.source, where)
     allowed = {"exercise": {"SOLUTION"}, "check": {"HIDDEN TESTS"}, "written": {"SOLUTION", "MARK SCHEME"}}
     stray = set(regions) - allowed.get(kind, set()) - {""}
@@ -147,6 +127,30 @@ def _expand(cell: NotebookNode, number: str, where: str) -> list[NotebookNode]:
             f"{number}-check-{given[kind]}", grade=True, locked=True, points=given["points"]
         )
     return [cell]
+
+
+def _kind(cell: NotebookNode, given: dict[str, Any], where: str) -> str:
+    """``exercise``, ``check``, ``written`` or ``plain``, from a cell's tags, which are looked through."""
+    unknown = set(given) - _TAGS - _KEPT - _JUPYTEXT
+    if unknown:
+        known = ", ".join(sorted(_TAGS | _KEPT))
+        raise BuildError(f"{where}: unknown cell tag {', '.join(sorted(unknown))}; known are {known}")
+    if cell.cell_type not in ("code", "markdown"):
+        raise BuildError(f"{where}: a {cell.cell_type} cell; a lecture has code and markdown cells only")
+    kinds = [kind for kind in ("exercise", "check", "written") if kind in given]
+    if len(kinds) > 1:
+        raise BuildError(f"{where}: a cell is one of exercise, check and written; this one is {kinds}")
+    kind = kinds[0] if kinds else "plain"
+    wanted = {"exercise": "code", "check": "code", "written": "markdown"}.get(kind, cell.cell_type)
+    if cell.cell_type != wanted:
+        raise BuildError(f"{where}: a cell tagged {kind} is a {wanted} cell, not a {cell.cell_type} cell")
+    if kind != "plain" and not (isinstance(given[kind], str) and _NAME.fullmatch(given[kind])):
+        raise BuildError(f'{where}: {kind}={given[kind]!r} should be a name in quotes, e.g. {kind}="elbo"')
+    if kind in ("check", "written"):
+        _require_points(given, where)
+    elif "points" in given:
+        raise BuildError(f"{where}: points belong to a check or a written cell, not to a {kind} one")
+    return kind
 
 
 def _expand_written(
