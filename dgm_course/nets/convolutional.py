@@ -9,7 +9,7 @@ from torch import Tensor, nn
 _ORDERS = ("raster", "rows")
 
 
-class MaskedConv2d(nn.Conv2d):
+class MaskedConv2d(nn.Module):
     """Convolution that sees only the past of each pixel; the picture keeps its size.
 
     ``mask_type="A"`` leaves the pixel itself out (first layer), ``"B"`` lets it in (later layers).
@@ -38,20 +38,25 @@ class MaskedConv2d(nn.Conv2d):
                 "MaskedConv2d needs mask_type 'A' or 'B', order 'raster' or 'rows' and an odd kernel, got "
                 f"mask_type={mask_type!r}, order={order!r}, kernel_size={kernel_size}"
             )
-        padding, device = (height // 2, width // 2), None if generator is None else generator.device
-        super().__init__(in_channels, out_channels, (height, width), padding=padding, device=device)
-        _reinitialise(self, generator)
-        mask = torch.zeros(height, width)
+        super().__init__()
+        device = None if generator is None else generator.device
+        bound = (in_channels * height * width) ** -0.5  # PyTorch's own law: U(-bound, bound)
+        weight = torch.empty(out_channels, in_channels, height, width, device=device)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
+        bias = torch.empty(out_channels, device=device)
+        self.bias = nn.Parameter(bias.uniform_(-bound, bound, generator=generator))
+        mask = torch.zeros(height, width, device=device)
         mask[: height // 2] = 1.0  # the rows above
         if order == "raster":
             mask[height // 2, : width // 2 + (mask_type == "B")] = 1.0
         elif mask_type == "B":
             mask[height // 2] = 1.0
-        self.register_buffer("mask", mask.to(self.weight))
+        self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W) -> (B, out, H, W)``."""
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
+        padding = (self.mask.shape[0] // 2, self.mask.shape[1] // 2)
+        return nn.functional.conv2d(x, self.weight * self.mask, self.bias, padding=padding)
 
 
 class PixelCNN(nn.Module):
@@ -88,18 +93,16 @@ class PixelCNN(nn.Module):
         self.context_size = context
         self.vertical, self.horizontal = nn.ModuleList(), nn.ModuleList()
         self.down, self.conditions = nn.ModuleList(), nn.ModuleList()
+        pixelwise = {"kernel_size": 1, "mask_type": "B", "generator": generator}
         for depth in range(receptive_field):
             kind, channels = ("A", in_channels) if depth == 0 else ("B", hidden)
-            self.vertical.append(
-                MaskedConv2d(channels, hidden, 3, mask_type=kind, order="rows", generator=generator)
-            )
-            self.horizontal.append(
-                MaskedConv2d(channels, hidden, (1, 3), mask_type=kind, generator=generator)
-            )
-            self.down.append(_conv_1x1(hidden, hidden, generator))
+            masked = {"mask_type": kind, "generator": generator}
+            self.vertical.append(MaskedConv2d(channels, hidden, 3, order="rows", **masked))
+            self.horizontal.append(MaskedConv2d(channels, hidden, (1, 3), **masked))
+            self.down.append(MaskedConv2d(hidden, hidden, **pixelwise))
             if context:
-                self.conditions.append(_conv_1x1(context, 2 * hidden, generator))
-        self.readout = _conv_1x1(hidden, out_channels, generator)
+                self.conditions.append(MaskedConv2d(context, 2 * hidden, **pixelwise))
+        self.readout = MaskedConv2d(hidden, out_channels, **pixelwise)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``(B, in, H, W) -> (B, out, H, W)``; ``ValueError`` if a context is missing or not wanted."""
@@ -148,18 +151,3 @@ class PixelCNNAdapter(nn.Module):
         context = z.expand(*batch, -1).reshape(-1, z.shape[-1])  # (N, d)
         logits = self.pixel_cnn(pictures, context)  # (N, outputs, H, W)
         return logits.flatten(2).mT.reshape(*batch, self.num_inputs, -1)
-
-
-def _conv_1x1(channels_in: int, channels_out: int, generator: torch.Generator | None) -> nn.Conv2d:
-    device = None if generator is None else generator.device
-    layer = nn.Conv2d(channels_in, channels_out, 1, device=device)
-    _reinitialise(layer, generator)
-    return layer
-
-
-def _reinitialise(layer: nn.Conv2d, generator: torch.Generator | None) -> None:
-    """Draw the parameters again, from ``generator``, by PyTorch's own law (uniform, fan-in)."""
-    bound = layer.weight[0].numel() ** -0.5
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)

@@ -3,8 +3,8 @@
 A stacked layer holds E independent copies of its parameters along a leading dimension and applies them with
 one batched product (``baddbmm``): E small networks cost about as much as one. Its input is
 
-* ``(..., features)`` with at most two dimensions: *shared*, every member sees the same rows, or
-* ``(E, ..., features)`` with three or more: member e sees row e (a leading 1 is shared by all).
+* ``(B, features)``, two dimensions: *shared*, every member sees the same rows, or
+* ``(E, ..., features)``, three or more: member e sees row e (a leading 1 is shared by all).
 
 Its output always starts with E. :func:`member` takes one network out of a stack.
 """
@@ -45,7 +45,8 @@ class Stackable(nn.Module):
 class Linear(Stackable):
     """Affine map ``y = x (W * mask) + b`` with W of shape ``([E,] in, out)`` and b of shape ``([E,] out)``.
 
-    Shapes: ``x (..., in) -> (..., out)``; stacked, ``x (..., in)`` or ``(E, ..., in) -> (E, ..., out)``.
+    Shapes: ``x (..., in) -> (..., out)``; stacked, ``x (B, in) -> (E, B, out)`` and
+    ``x (E, ..., in) -> (E, ..., out)``.
     ``mask`` is ``(in, out)`` or, stacked, ``(E, in, out)``: where it is 0 the weight does not act.
     The initial law is that of ``torch.nn.Linear``, U(-1/sqrt(in), 1/sqrt(in)) for weights and bias, drawn one
     member after another from ``generator``. Raises ``ValueError`` for sizes that do not fit.
@@ -106,12 +107,13 @@ class Linear(Stackable):
         return f"{self.in_features}, {self.out_features}{extra}{'' if self.mask is None else ', masked'}"
 
     def _batch_shape(self, x: Tensor) -> tuple[int, ...]:
-        if x.dim() <= 2:
+        if x.dim() == 2:
             return tuple(x.shape[:-1])
-        if x.shape[0] not in (1, self.members):
+        if x.dim() < 2 or x.shape[0] not in (1, self.members):
             raise ValueError(
-                f"an input of three or more dimensions must start with the member dimension {self.members} "
-                f"(or 1), got shape {tuple(x.shape)}: use x.unsqueeze(0) to share it among the members"
+                f"a stack of {self.members} takes rows (B, {self.in_features}) that all members share, or an "
+                f"input (E, ..., {self.in_features}) with E = {self.members} or 1, got shape "
+                f"{tuple(x.shape)}: use x.unsqueeze(0) to add a dimension"
             )
         return tuple(x.shape[1:-1])
 
@@ -144,7 +146,7 @@ class LocalLinear(Stackable):
     """An affine map of its own at every position: ``y_j = x_j W_j + b_j``, ``W ([E,] positions, in, out)``.
 
     Shapes: ``(..., positions, in) -> (..., positions, out)``; stacked, both start with E. Initial law as in
-    :class:`Linear`.
+    :class:`Linear`. Raises ``ValueError`` for sizes that do not fit.
     """
 
     def __init__(
@@ -162,6 +164,14 @@ class LocalLinear(Stackable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply each position's map: ``(..., positions, in) -> (..., positions, out)``."""
+        *stack, positions, size, _ = self.weight.shape
+        leading = list(x.shape[:1]) if stack else []
+        if x.dim() < 2 + len(stack) or x.shape[-2:] != (positions, size) or leading != stack:
+            wanted = ", ".join(map(str, [*stack, "...", positions, size]))
+            raise ValueError(
+                f"the input must be ({wanted}), its last two dimensions positions and features, got shape "
+                f"{tuple(x.shape)}: check the order of the dimensions"
+            )
         if self.members is None:
             return torch.einsum("...pi,pio->...po", x, self.weight) + self.bias
         bias = self.bias.reshape(self.members, *[1] * (x.dim() - 3), *self.bias.shape[1:])
@@ -172,7 +182,7 @@ class MLP(nn.Module):
     """Multilayer perceptron: affine maps with an activation between them, none after the last.
 
     ``sizes = [in, hidden, ..., out]``. Shapes as in :class:`Linear`: ``(..., in) -> (..., out)``, with a
-    leading E if ``members=E``. Raises ``ValueError`` for fewer than two sizes.
+    leading E in the output if ``members=E``. Raises ``ValueError`` for fewer than two sizes.
     """
 
     def __init__(

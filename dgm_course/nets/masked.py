@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dgm_course.nets.linear import Linear, LocalLinear, Stackable, add_features
+from dgm_course.nets.linear import Activation, Linear, LocalLinear, Stackable, add_features
 
 #: one window for all members, or one for each; None is the full past
 Window = int | None | Sequence[int | None]
@@ -72,6 +72,7 @@ class MaskedMLP(Stackable):
         window: Window = None,
         context: int = 0,
         members: int | None = None,
+        activation: Activation = nn.functional.silu,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(members)
@@ -81,6 +82,7 @@ class MaskedMLP(Stackable):
                 f"every hidden layer needs at least num_inputs={num_inputs} units, got hidden={hidden}: "
                 "widen it, so that each output has a unit that reads its whole window"
             )
+        self.activation = activation
         self.num_inputs = num_inputs
         self.outputs_per_input = outputs_per_input
         reads = _stack_masks(lambda w: causal_mask(num_inputs, w), window, members)  # ([E,] m, m)
@@ -107,7 +109,7 @@ class MaskedMLP(Stackable):
         if self.context is not None:
             h = add_features(h, self.context(context), self.members)  # (..., H)
         for layer in self.layers:
-            h = layer(nn.functional.silu(h))
+            h = layer(self.activation(h))
         return h.unflatten(-1, (self.num_inputs, self.outputs_per_input))
 
 

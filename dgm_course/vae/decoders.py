@@ -176,14 +176,14 @@ class AutoregressiveDecoder(Decoder):
 
 
 def _bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
-    """``x log sigmoid(l) + (1 - x) log sigmoid(-l)``, elementwise and without overflow."""
+    """``x log sigmoid(l) + (1 - x) log sigmoid(-l)``, entry by entry and without overflow."""
     if x.numel() and (x.min() < 0 or x.max() > 1):
         raise ValueError(
             f"binary pixels must lie in [0, 1], got values from {float(x.min()):g} to {float(x.max()):g}: "
             "binarise x, or use a decoder with num_levels"
         )
-    x = x.to(logits.dtype)
-    return nn.functional.logsigmoid(logits) - (1.0 - x) * logits
+    logits, x = torch.broadcast_tensors(logits, x.to(logits.dtype))
+    return -nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
 
 
 def _categorical_log_prob(x: Tensor, logits: Tensor) -> Tensor:
