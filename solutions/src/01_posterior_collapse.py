@@ -51,8 +51,10 @@ import warnings
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import to_rgb
+from sklearn.mixture import GaussianMixture as SklearnMixture
 
 from dgm_course import bounds, check, data, em, gaussian, linear_gaussian, linear_vae, nets, plots, vae
+from dgm_course.demos import phase_diagram, receptive_field
 from dgm_course.train import fit_many, minibatch
 
 plots.use_style()
@@ -92,9 +94,9 @@ x, _ = model.sample(1, generator=generator)
 q_mean, q_cov = torch.tensor([[0.3, -0.8]]), torch.tensor([[0.20, 0.05], [0.05, 0.40]])
 
 marginal = torch.distributions.MultivariateNormal(model.b, model.W @ model.W.T + 0.5 * torch.eye(5))
-elbo, posterior_kl = model.elbo(x, q_mean, q_cov), model.posterior_kl(x, q_mean, q_cov)
+bound, gap = model.elbo(x, q_mean, q_cov), model.posterior_kl(x, q_mean, q_cov)
 print(f"log p(x)   = {marginal.log_prob(x).item():.8f}")
-print(f"ELBO + KL  = {(elbo + posterior_kl).item():.8f}   ({elbo.item():.4f} + {posterior_kl.item():.4f})")
+print(f"ELBO + KL  = {(bound + gap).item():.8f}   ({bound.item():.4f} + {gap.item():.4f})")
 
 # %% [markdown]
 # Now let $q$ travel. Its mean moves along a line through the posterior mean; its covariance stays the
@@ -131,6 +133,22 @@ plots.show(fig, alt="The ELBO is a parabola that touches the constant log p(x) w
 # | regularised reconstruction | $\mathbb E_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \| p(z))$ | the KL is closed form |
 # | evidence | $\log p(x) - \mathrm{KL}(q(z \mid x) \| p(z \mid x))$ | to reason with |
 #
+# All three are one number. The first is an average over samples of $z$, the other two are closed forms here:
+
+# %%
+draws = torch.distributions.MultivariateNormal(q_mean[0], q_cov)
+torch.manual_seed(1)
+z = draws.sample((100_000,))
+one_sample = bounds.elbo(model.log_joint(x, z), draws.log_prob(z))  # (100000,)
+prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+kl_to_prior = torch.distributions.kl_divergence(draws, prior)
+error = (x - q_mean @ model.W.T).square().sum() + (model.W @ q_cov @ model.W.T).trace()
+reconstruction = -0.5 * (5 * torch.tensor(2 * torch.pi * 0.5).log() + error / 0.5)
+print(f"joint                      {one_sample.mean():.3f} ± {one_sample.std() / 100_000**0.5:.3f}")
+print(f"regularised reconstruction {bounds.elbo_from_kl(reconstruction, kl_to_prior):.3f}")
+print(f"evidence                   {bounds.elbo_from_evidence(marginal.log_prob(x), gap).item():.3f}")
+
+# %% [markdown]
 # The second form holds this lecture's subject: its KL term is the *price in nats* that the model pays for
 # telling the decoder anything about $x$. **Posterior collapse** is the state in which nothing is paid and
 # nothing is told, $q(z \mid x) = p(z)$ for every $x$.
@@ -245,8 +263,6 @@ fell = bool((climb.diff() < -1e-12).any())
 print(f"log p(X)/n: {climb[0]:.4f} -> {climb[-1]:.4f}; a step that fell by more than rounding: {fell}")
 
 # %%
-from sklearn.mixture import GaussianMixture as SklearnMixture
-
 witness = SklearnMixture(
     3, tol=0.0, max_iter=30, reg_covar=0.0, weights_init=start.weights.numpy(),
     means_init=start.means.numpy(), precisions_init=start.covariances.inverse().numpy(),
@@ -304,8 +320,7 @@ print(f"largest |WW^T - eigen-solution| entry after 60 steps: {distance[-1]:.1e}
 # > **Theorem C3.** Let $q_\phi$ be reparametrised, $z = \mu + s\,\varepsilon$ with
 # > $\varepsilon \sim \mathcal N(0, I)$, and let $f(z) = \log p(x,z) - \log q_\phi(z)$ be differentiable with
 # > an integrable derivative. Both estimators
-# > $$\hat g_{\text{rep}} = \nabla_\phi f(\mu + s\,\varepsilon), \qquad
-# > \hat g_{\text{score}} = \left(f(z) - c\right) \nabla_\phi \log q_\phi(z)$$
+# > $$\hat g_{\text{rep}} = \nabla_\phi f(\mu + s\,\varepsilon), \qquad \hat g_{\text{score}} = \left(f(z) - c\right) \nabla_\phi \log q_\phi(z)$$
 # > have mean $\nabla_\phi \mathcal L$, for every constant baseline $c$. Their variances differ; that the
 # > first is smaller is a frequent observation, not a theorem.
 #
@@ -408,8 +423,7 @@ print(f"amortisation gap   {per_point - amortised:.6f} = {total - approximation:
 # > be the eigenvalues of the data covariance (with $1/n$). At the optimum of
 # > $\mathbb E \log p(x \mid z) - \beta\,\mathrm{KL}$, latent direction $j \le d$ is **active iff
 # > $\lambda_j > \beta\sigma^2$**. Then $W$ has orthogonal columns and
-# > $$\mathrm{KL}_j = \tfrac12 \log\frac{\lambda_j}{\beta\sigma^2}, \qquad s_j^2 = \frac{\beta\sigma^2}{\lambda_j}, \qquad
-# > \mathrm{Var}_x\,\mathbb E_q[z_j] = 1 - \frac{\beta\sigma^2}{\lambda_j}.$$
+# > $$\mathrm{KL}_j = \tfrac12 \log\frac{\lambda_j}{\beta\sigma^2}, \qquad s_j^2 = \frac{\beta\sigma^2}{\lambda_j}, \qquad \mathrm{Var}_x\,\mathbb E_q[z_j] = 1 - \frac{\beta\sigma^2}{\lambda_j}.$$
 # > All other directions collapse: $q(z_j \mid x) = p(z_j)$, KL 0.
 #
 # <details><summary>Proof idea</summary>
@@ -459,6 +473,8 @@ fig, ax = plt.subplots(figsize=(6.4, 4.4))
 plots.log_axes(ax)
 ax.set_title("Trained models (colour), theory (lines)")
 plots.heat_map(ax, axis, axis, active, label="active latents", levels=range(6))
+ax.set_xticks([0.5, 1, 2, 4])
+ax.set_yticks([0.5, 1, 2, 4])
 for eigenvalue in eigenvalues[:5]:
     ax.plot(axis, eigenvalue / axis, color="white", linewidth=1.6)
 ax.set(xlim=(axis[0], axis[-1]), ylim=(axis[0], axis[-1]), xlabel="β", ylabel="σ²")
@@ -481,6 +497,7 @@ for j, eigenvalue in enumerate(eigenvalues[:5]):
     ax.plot(fine, curve, color=plots.PALETTE[j], label=f"λ{'₁₂₃₄₅'[j]} = {eigenvalue:g}")
     ax.plot(product[:, j], trained_kl[:, j], "o", color=plots.PALETTE[j], markersize=4)
 plots.log_axes(ax, "x")
+ax.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16])
 ax.set(xlabel="βσ²", ylabel="KL of direction j (nats)", title="Five curves, 100 models")
 ax.legend()
 plots.show(fig, alt=(
@@ -489,6 +506,9 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
+# *What you see:* the dots sit on the curves, and each direction dies smoothly at its own eigenvalue: λ₅ at ½,
+# λ₁ at 8.
+#
 # ### How to notice a collapse
 #
 # Nobody sees eigenvalues in a deep VAE. Three numbers tell a working latent from a dead one.
@@ -535,8 +555,6 @@ print(f"mutual information {info:.2f} nats, by Monte Carlo {ratio.mean():.2f} (s
 # mutual information. Then double $\beta$ and halve $\sigma^2$: what changes?
 
 # %%
-from dgm_course.demos import phase_diagram
-
 phase_diagram.show()
 
 # %% [markdown]
@@ -582,12 +600,12 @@ print("hidden tests ran to the end: active_units c09e")
 #
 # The ELBO does not merely *tolerate* an unused code. Unless $q$ is exactly the posterior, any nat that goes
 # through $z$ costs more than the same nat learned by the decoder. To let $z$ carry something, *weaken the
-# decoder*: let $x_i$ see only the $r$ pixels before it (the idea of PixelVAE, Gulrajani et al. 2016).
+# decoder*: let $x_i$ see only the $r$ pixels before it (the idea of PixelVAE, Gulrajani et al. 2017).
 #
 # We watch it where everything is exact. The data are 8 bits from
 # $\pi = \frac12 \mathrm{Bern}(0.2)^8 + \frac12 \mathrm{Bern}(0.8)^8$: one hidden switch decides whether ones
-# are rare or common. All 256 data points are enumerated, the single latent is integrated by quadrature;
-# nothing is sampled, and the eight windows $r = 0, \dots, 7$ are trained at once.
+# are rare or common. All 256 data points are enumerated, the single latent is integrated by quadrature: every
+# reported number is exact. The eight windows $r = 0, \dots, 7$ are trained at once.
 
 # %%
 x_bits, log_pi = data.enumerable_binary(8)  # all 256 binary vectors (float32) and log pi(x)
@@ -655,8 +673,6 @@ plots.show(fig, alt=(
 # and watch nine curves become one, the prior.
 
 # %%
-from dgm_course.demos import receptive_field
-
 receptive_field.show(bit_vaes)
 
 # %% [markdown]
@@ -753,22 +769,24 @@ plots.show(fig, alt=(
 # *What you see:* the more the decoder sees, the better the bound and the less the code carries: about 5 nats
 # at window 0, a fraction of a nat with the full past. Same encoder, same latents, same budget.
 #
-# Collapse is visible in samples, too. Fix one $z$ and draw eight images: what varies within a row is what the
+# Collapse is visible in samples, too. Fix one $z$ and draw five images: what varies within a row is what the
 # *decoder* decides, what varies between rows is what the *code* decides.
 #
 # **Predict first:** in which model do the rows look different from each other?
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(9.6, 4.4))
-for ax, index, label in zip(axes, (0, 2, 4), ("window 0", "window 2", "full window"), strict=True):
+fig, axes = plt.subplots(1, 4, figsize=(9.6, 2.9))
+real = digits.train_x[torch.argsort(digits.train_y, stable=True)[::60]][:25]  # real digits, 0 to 9
+plots.image_grid(axes[0], real.reshape(25, 8, 8), columns=5, cmap="gray_r")
+axes[0].set_title("data")
+for ax, index, label in zip(axes[1:], (0, 2, 4), ("window 0", "window 2", "full window"), strict=True):
     one = nets.member(pixel_vaes, index * SEEDS)  # the first seed
-    codes = torch.randn(6, 1, 8, generator=torch.Generator().manual_seed(8), dtype=torch.float32)
-    with torch.no_grad():
-        images = one.decoder.sample(codes.expand(6, 6, 8), torch.Generator().manual_seed(9))
-    plots.image_grid(ax, images.reshape(36, 8, 8), columns=6)
+    codes = torch.randn(5, 1, 8, generator=torch.Generator().manual_seed(8), dtype=torch.float32)
+    images = one.decoder.sample(codes.expand(5, 5, 8), torch.Generator().manual_seed(9))
+    plots.image_grid(ax, images.reshape(25, 8, 8), columns=5, cmap="gray_r")
     ax.set_title(label)
 plots.show(fig, alt=(
-    "Six samples for each of six codes: rows differ strongly at window 0, and look "
+    "Five samples for each of five codes: rows differ strongly at window 0, and look "
     "alike with the full window"
 ))
 
@@ -789,8 +807,8 @@ plots.show(fig, alt=(
 # > **Finding C7.** With $\beta$ rising from 0 to 1 the final objective is the ELBO, whose maximum is
 # > unchanged: annealing can only change *which* solution training reaches in the time it has. On the
 # > enumerable data with receptive field 5, small initial weights and a budget of 700 steps, it ends with
-# > several times the KL of plain training, at a slightly *worse* ELBO. Longer plain training raises the KL as
-# > well.
+# > several times the KL of plain training, at a slightly *worse* ELBO. Three times the budget takes half of
+# > the difference away.
 #
 # ### Exercise 5 · The annealing schedule
 #
@@ -826,8 +844,8 @@ for name, setting in settings.items():
 # %% [markdown]
 # *What you see:* in the same 700 steps the annealed models keep about one nat in the code, five times as much
 # as the plain ones, and pay for it with 0.08 nats of ELBO: that is how flat the bound is in the KL. Given
-# more time the two approach each other from both sides: plain training gains a little KL, annealed training
-# loses most of its own. Annealing changed the path; the objective at the end is the same.
+# three times as long, plain training hardly moves (0.01 nats of KL), annealed training loses half of its own.
+# Annealing changed the path; the objective at the end is the same.
 
 # %% [markdown]
 # ### Free bits
@@ -835,8 +853,7 @@ for name, setting in settings.items():
 # The other treatment pays for the first $\lambda$ nats of each latent (Kingma et al. 2016).
 #
 # > **Theorem C8.** Let the objective be
-# > $$\mathcal L_\lambda = \mathbb E \log p(x \mid z) - \sum_j \max\left(\lambda, \overline{\mathrm{KL}}_j\right), \qquad
-# > \overline{\mathrm{KL}}_j = \text{mean over the batch of } \mathrm{KL}(q(z_j \mid x) \| p(z_j)).$$
+# > $$\mathcal L_\lambda = \mathbb E \log p(x \mid z) - \sum_j \max\left(\lambda, \overline{\mathrm{KL}}_j\right), \qquad \overline{\mathrm{KL}}_j = \text{mean over the batch of } \mathrm{KL}(q(z_j \mid x) \| p(z_j)).$$
 # > Where $\overline{\mathrm{KL}}_j < \lambda$ the KL part has gradient zero: latent $j$ pays nothing more for
 # > more information. For the linear VAE with $d = 1$ the optimum has
 # > $\mathrm{KL}^* = \max(\lambda, \frac12 \log(\lambda_1 / \sigma^2))$. In general
@@ -846,10 +863,11 @@ for name, setting in settings.items():
 # <details><summary>Proof</summary>
 #
 # $\max(\lambda, k)$ is constant for $k < \lambda$. For $d = 1$, fix $\mathrm{KL} = k$; the best
-# reconstruction term is a strictly increasing, concave function of $k$ (more information never hurts), with
-# slope 1 at the optimum of the ELBO, $k_1 = \frac12\log(\lambda_1/\sigma^2)$, by C5. If $\lambda \le k_1$ the
-# penalty is $k$ there and $k_1$ stays optimal. If $\lambda > k_1$, the objective rises up to $\lambda$, where
-# information is free, and falls beyond, where the slope is below 1.
+# reconstruction term is $-\lambda_1 e^{-2k}/2\sigma^2$ plus a constant (the rate–distortion function of a
+# Gaussian): increasing and concave in $k$, with slope 1 at $k_1 = \frac12\log(\lambda_1/\sigma^2)$, the
+# optimum of C5. If $\lambda \le k_1$ the penalty is $k$ there and $k_1$ stays optimal. If $\lambda > k_1$,
+# the objective rises up to $\lambda$, where information is free, and falls beyond, where the slope is below
+# 1.
 # </details>
 #
 # **The slide says** that free bits "ensure the use of less than $\lambda$ bits of information and result in
