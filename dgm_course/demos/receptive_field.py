@@ -23,7 +23,7 @@ from dgm_course.demos.engine import Artists, LiveDemo, int_slider
 from dgm_course.gaussian import gaussian_log_prob
 from dgm_course.nets import MLP, MaskedMLP, causal_mask
 from dgm_course.train import fit_many
-from dgm_course.vae import VAE, AutoregressiveDecoder, quadrature_elbo, quadrature_log_prob
+from dgm_course.vae import VAE, AutoregressiveDecoder, quadrature_elbo, quadrature_log_prob, vae_loss
 
 NUM_PIXELS = 8
 #: few ones to many ones, through the ink
@@ -50,18 +50,20 @@ class Field(NamedTuple):
 
 
 def train_default(*, steps: int = 2500, seed: int = 0, progress: bool = True) -> VAE:
-    """Train the eight VAEs, r = 0, ..., 7, at once, every step over all 256 x: about 10 s on one core."""
-    generator = torch.Generator().manual_seed(seed)
+    """Train the eight VAEs of lecture 01, r = 0, ..., 7, at once: about 8 s on one core.
+
+    Every step sums over all 256 x and draws two z for each.
+    """
     x, log_pi = enumerable_binary(NUM_PIXELS, dtype=torch.get_default_dtype())
-    pi, windows = log_pi.exp(), list(range(NUM_PIXELS))
-    kind = {"members": NUM_PIXELS, "generator": generator}
-    decoder = AutoregressiveDecoder(MaskedMLP(NUM_PIXELS, 64, window=windows, context=1, **kind))
-    vae = VAE(MLP([NUM_PIXELS, 32, 2], **kind), decoder, latent_dim=1)
+    generator, windows = torch.Generator().manual_seed(seed), list(range(NUM_PIXELS))
+    kind = {"members": NUM_PIXELS, "generator": generator, "activation": torch.tanh}
+    decoder = AutoregressiveDecoder(MaskedMLP(NUM_PIXELS, 16, window=windows, context=1, **kind))
+    vae = VAE(MLP([NUM_PIXELS, 16, 2], **kind), decoder, latent_dim=1)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        return -(pi * vae.terms(x, generator=generator).elbo).sum(-1)  # (E,)
+        return vae_loss(vae.terms(x, num_samples=2, generator=generator), weights=log_pi.exp())  # (E,)
 
-    fit_many(loss, vae.parameters(), steps=steps, lr=3e-2, lr_decay_from=0.6, seed=seed, progress=progress)
+    fit_many(loss, vae.parameters(), steps=steps, lr=2e-2, lr_decay_from=0.3, seed=seed, progress=progress)
     return vae
 
 
