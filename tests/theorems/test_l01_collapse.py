@@ -90,7 +90,7 @@ def averages(vae: VAE, x: Tensor, prob: Tensor, num_nodes: int = 64) -> tuple[Te
 
 @proves("C6", right=FULL_PAST, wrong={"decoder_without_the_past": NO_PAST})
 def test_c6_training_finds_the_collapsed_optimum(variant: int | None) -> None:
-    """ELBO <= -H(pi) all along; at the end it is reached within 1e-3 nats, with KL below 0.02."""
+    """ELBO <= -H(pi) all along; at the end it is reached within 1e-3 nats, with KL below 0.1."""
     x, log_prob = enumerable_binary(NUM_BITS, dtype=F64)
     prob, bound = log_prob.exp(), -float(entropy(log_prob))
     vae = enumerated_vae(variant, members=2, seed=0).to(F64)
@@ -110,7 +110,7 @@ def test_c6_training_finds_the_collapsed_optimum(variant: int | None) -> None:
     assert (torch.stack(seen) <= bound + 1e-9).all()
     assert (elbo <= (prob * log_p).sum(-1) + 1e-9).all()
     assert (bound - elbo < 1e-3).all(), (bound - elbo).tolist()
-    assert (kl < 0.02).all(), kl.tolist()
+    assert (kl < 0.1).all(), kl.tolist()
 
 
 def test_c7_finding_annealing_keeps_the_kl_and_costs_elbo() -> None:
