@@ -27,7 +27,7 @@ endif
 	@touch $@
 
 lab: $(STAMP)  ## make the environment (first time only) and open JupyterLab on the lectures
-	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/lectures
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/lectures $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(STAMP) unit notebooks  ## every test that needs no browser farm: at most 12 minutes
 
