@@ -9,6 +9,9 @@ from dgm_course.gaussian import gaussian_kl_per_dim, gaussian_log_prob
 from dgm_course.numerics import gauss_hermite, gauss_legendre
 from dgm_course.vae.model import VAE, ELBOTerms
 
+#: nodes evaluated at once: the memory does not grow with the grid (unless gradients are recorded)
+_BLOCK = 256
+
 
 def quadrature_elbo(vae: VAE, x: Tensor, num_nodes: int = 32) -> ELBOTerms:
     """The ELBO's terms at ``x (..., B, m)`` without sampling noise, for ``latent_dim <= 2``.
@@ -25,8 +28,10 @@ def quadrature_elbo(vae: VAE, x: Tensor, num_nodes: int = 32) -> ELBOTerms:
         num_nodes, num_dims=vae.latent_dim, dtype=mean.dtype, device=mean.device
     )  # (N, d), (N,)
     std = torch.exp(0.5 * log_var)
-    z = mean.unsqueeze(-3) + std.unsqueeze(-3) * nodes.unsqueeze(-2)  # (..., N, B, d)
-    log_likelihood = (weights[:, None] * vae.decoder.log_prob(x, z)).sum(-2)  # (..., B)
+    log_likelihood = mean.new_zeros(mean.shape[:-1])  # (..., B)
+    for node, weight in zip(nodes.split(_BLOCK), weights.split(_BLOCK), strict=True):
+        z = mean.unsqueeze(-3) + std.unsqueeze(-3) * node.unsqueeze(-2)  # (..., N, B, d)
+        log_likelihood = log_likelihood + (weight[:, None] * vae.decoder.log_prob(x, z)).sum(-2)
     return ELBOTerms(log_likelihood, gaussian_kl_per_dim(mean, log_var))
 
 
@@ -43,12 +48,12 @@ def quadrature_log_prob(vae: VAE, x: Tensor, num_nodes: int = 128, *, radius: fl
         -radius, radius, num_nodes, num_dims=vae.latent_dim, dtype=reference.dtype, device=reference.device
     )  # (N, d), (N,)
     zero = torch.zeros((), dtype=nodes.dtype, device=nodes.device)
-    log_prior = gaussian_log_prob(nodes, zero, zero)  # (N,)
-    z = nodes.unsqueeze(-2)  # (N, 1, d)
-    if vae.members is not None:
-        z = z.unsqueeze(0)  # (1, N, 1, d)
-    log_joint = vae.decoder.log_prob(x, z) + (weights.log() + log_prior)[:, None]  # (..., N, B)
-    return torch.logsumexp(log_joint, dim=-2)
+    log_mass = weights.log() + gaussian_log_prob(nodes, zero, zero)  # (N,)
+    parts = []
+    for node, mass in zip(nodes.split(_BLOCK), log_mass.split(_BLOCK), strict=True):
+        z = node.unsqueeze(-2) if vae.members is None else node[None, :, None]  # ([1,] N, 1, d)
+        parts.append(torch.logsumexp(vae.decoder.log_prob(x, z) + mass[:, None], dim=-2))  # (..., B)
+    return torch.logsumexp(torch.stack(parts), dim=0)
 
 
 def _check_latents(vae: VAE) -> None:
