@@ -32,6 +32,7 @@ def test_idx_round_trip(tmp_path: Path) -> None:
         (gzip.compress(idx_bytes(np.zeros((2, 3, 4))))[:-9], "no whole gzip file"),
         (b"<html>log in first</html>", "no whole gzip file"),
     ],
+    ids=["labels", "float-images", "short-header", "cut-short", "appended", "half-a-gzip", "web-page"],
 )
 def test_bad_idx_files_are_named(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "images.gz"
@@ -86,6 +87,7 @@ def test_a_pickle_that_names_a_function_is_refused(tmp_path: Path) -> None:
         (cifar_archive({"a": python2_batch(images_of(0), [1, 2])}), r"\(2,\)"),
         (cifar_archive({"a": python2_batch(images_of(0)[:, :64], [1, 2, 3, 4])}), r"\(4, 64\)"),
     ],
+    ids=["no-archive", "other-file", "empty-batch", "no-batch", "too-few-labels", "wrong-width"],
 )
 def test_bad_cifar_archives_are_named(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "cifar.tar.gz"
