@@ -15,7 +15,7 @@ help:  ## list the targets
 	@echo "  PYTHON=python3.12 (likewise): the interpreter that the environment is made with"
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "This course needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is not one of them: install one and run 'make $(MAKECMDGOALS) PYTHON=python3.12'."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),cpu)

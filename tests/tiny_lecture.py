@@ -57,8 +57,7 @@ assert double(secret_input) == 10
 # - 4 points for the secret step.
 # ### END MARK SCHEME
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 print("two sides: 2.00 = 2.00")
 
 # %% [markdown]
@@ -78,6 +77,6 @@ def one_cell(code: str, tags: str = "") -> str:
     return f"# %% [markdown]\n# # Title\n\n# %% {tags}\n{code}\n"
 
 
-def run(tmp_path: Path, code: str) -> NotebookNode:
+def run(tmp_path: Path, code: str, tags: str = "") -> NotebookNode:
     """Execute a source with one code cell."""
-    return execute(read_source(course(tmp_path, one_cell(code)).source), tmp_path, "01_tiny")
+    return execute(read_source(course(tmp_path, one_cell(code, tags)).source), tmp_path, "01_tiny")

@@ -61,7 +61,7 @@ def build(figure: Figure, phase: Phase) -> Artists:
 
     ax = plots.log_axes(panels["spectrum"], "y")
     low, high = BETA_RANGE[0] * SIGMA2_RANGE[0] / 1.5, BETA_RANGE[1] * SIGMA2_RANGE[1]  # of the line
-    high = 2 * max(high, values[0])
+    high = 10 * max(high, values[0])  # the legend stands above the highest line
     heights = np.maximum(values - low, 0)
     spectrum = ax.bar(np.arange(1, len(values) + 1), heights, 0.7, bottom=low, color=plots.INK)
     ax.set(title="Spectrum and the line βσ²", xlabel="direction j", ylabel="eigenvalue λⱼ", ylim=(low, high))
@@ -86,7 +86,8 @@ def build(figure: Figure, phase: Phase) -> Artists:
     ax.grid(False)
     ax.set(title="Phase diagram", xlabel="KL weight β", ylabel="noise σ²", xlim=BETA_RANGE, ylim=SIGMA2_RANGE)
     (equal,) = ax.plot([], [], color="white", linestyle=(0, (4, 2)), linewidth=1.6)
-    (point,) = ax.plot([], [], "o", color="white", markeredgecolor="black", markersize=11, markeredgewidth=2)
+    point_style = {"color": "white", "markeredgecolor": "black", "markersize": 11, "markeredgewidth": 2}
+    (point,) = ax.plot([], [], "o", clip_on=False, **point_style)
 
     most = 0.5 * np.log(values.max() / (BETA_RANGE[0] * SIGMA2_RANGE[0]))
     kl = panels["kl"].bar(latents, np.zeros(num_latents), 0.7)

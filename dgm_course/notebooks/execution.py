@@ -110,7 +110,7 @@ def problems(notebook: NotebookNode) -> list[str]:
 
 def _compared(cell: NotebookNode) -> bool:
     """Whether ``make notebooks`` compares the cell's text with the committed one."""
-    return cell.cell_type == "code" and "# NBVAL_CHECK_OUTPUT" in cell.source.split("\n")
+    return cell.cell_type == "code" and "nbval-check-output" in cell.metadata.get("tags", [])
 
 
 def _tidy(cell: NotebookNode) -> bool:

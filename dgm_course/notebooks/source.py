@@ -222,8 +222,7 @@ def _regions(source: str, where: str) -> dict[str, list[str]]:
 
 
 def _require_short(regions: dict[str, list[str]], where: str) -> None:
-    for region, all_lines in regions.items():
-        lines = [line for line in all_lines if line != "# NBVAL_CHECK_OUTPUT"]
+    for region, lines in regions.items():
         if len(lines) > MAX_CELL_LINES:
             what = f"region {region}" if region else "code cell"
             raise BuildError(

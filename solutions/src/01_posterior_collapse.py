@@ -67,9 +67,9 @@ torch.set_num_threads(1)  # many small products: a second thread only gets in th
 # Everything below grows from one line of algebra. The joint density factors in two ways,
 # $p(x, z) = p(z \mid x)\,p(x)$, so for *any* density $q(z)$ the constant $\log p(x)$ splits into two terms.
 #
-# > **Theorem C1.** Let $p(x) > 0$, and let $q(z)$ be a density with $q(z) = 0$ wherever $p(z \mid x) = 0$.
-# > With $\mathcal L(q) = \mathbb E_{q}\left[\log p(x, z) - \log q(z)\right]$, the *evidence lower bound*
-# > (ELBO),
+# > **Theorem C1.** Let $p(x) > 0$, and let $q(z)$ be a density with finite
+# > $\mathrm{KL}(q(z) \| p(z \mid x))$. With
+# > $\mathcal L(q) = \mathbb E_{q}\left[\log p(x, z) - \log q(z)\right]$, the *evidence lower bound* (ELBO),
 # > $$\log p(x) = \mathcal L(q) + \mathrm{KL}\left(q(z)\,\|\,p(z \mid x)\right),$$
 # > so $\mathcal L(q) \le \log p(x)$, with equality if and only if $q(z) = p(z \mid x)$ almost everywhere.
 #
@@ -85,8 +85,7 @@ torch.set_num_threads(1)  # many small products: a second thread only gets in th
 # parameters. The left side below comes from the $m$-dimensional marginal
 # $\mathcal N(b, WW^\top + \sigma^2 I)$, the right side never sees it.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 generator = torch.Generator().manual_seed(0)
 model = linear_gaussian.LinearGaussian(
     W=torch.randn(5, 2, generator=generator), b=torch.zeros(5), sigma2=torch.tensor(0.5)
@@ -198,20 +197,19 @@ print("hidden tests ran to the end: elbo b21c")
 # %% [markdown]
 # ### Exercise W1 · Derive the identity (written)
 #
-# Prove Theorem C1. State where you use that $q$ vanishes wherever the posterior does, and why equality forces
-# $q(z) = p(z \mid x)$ almost everywhere, not merely "similar".
+# Prove Theorem C1. State where you use that the KL is finite, and why equality forces $q(z) = p(z \mid x)$
+# almost everywhere, not merely "similar".
 
 # %% [markdown] written="C1" points=4
 # ### BEGIN SOLUTION
 # **Model answer.** Since $p(x, z) = p(z \mid x)\,p(x)$, wherever $p(z \mid x) > 0$
 # $$\log p(x) = \log p(x, z) - \log p(z \mid x).$$
-# By assumption $q$ puts all of its mass there, so the equation holds $q$-almost surely and we may take its
-# expectation under $q$. The left side is a constant. On the right, add and subtract $\log q(z)$:
+# A finite KL means that $q$ puts all of its mass there, so the equation holds $q$-almost surely and we may
+# take its expectation under $q$. The left side is a constant. On the right, add and subtract $\log q(z)$:
 # $$\log p(x) = \mathbb E_q[\log p(x, z) - \log q(z)] + \mathbb E_q[\log q(z) - \log p(z \mid x)]
 # = \mathcal L(q) + \mathrm{KL}(q \| p(z \mid x)),$$
-# where the split is allowed because the second expectation exists: $r = p(z \mid x)/q$ has
-# $\mathbb E_q[r] \le 1$ and $-\log r \ge 1 - r$, so the KL is well defined in $[0, \infty]$ (if it is
-# $\infty$, the ELBO is $-\infty$). The same inequality shows $\mathrm{KL} \ge 0$, hence
+# where the split is allowed because the second expectation is finite. With $r = p(z \mid x)/q$ we have
+# $\mathbb E_q[r] \le 1$ and $-\log r \ge 1 - r$, so $\mathrm{KL} = \mathbb E_q[-\log r] \ge 0$, hence
 # $\mathcal L(q) \le \log p(x)$. Because $-\log r > 1 - r$ unless $r = 1$, the KL is zero only if $r = 1$
 # $q$-almost everywhere; then $p(z \mid x) = q(z)$ on a set that carries all the mass of $q$, hence all of the
 # posterior's mass as well, and the two densities agree almost everywhere.
@@ -222,7 +220,7 @@ print("hidden tests ran to the end: elbo b21c")
 # - 1 point: inserts $\log q$ and names both terms correctly, KL in the direction
 #   $\mathrm{KL}(q \| p(z \mid x))$.
 # - 1 point: proves $\mathrm{KL} \ge 0$ (Jensen or $\log t \le t - 1$), rather than asserting it.
-# - 1 point: the equality case with its reason (strict concavity), and where the support condition is used.
+# - 1 point: the equality case with its reason (strict concavity), and where the finite KL is used.
 # ### END MARK SCHEME
 
 # %% [markdown]
@@ -233,8 +231,9 @@ print("hidden tests ran to the end: elbo b21c")
 # > **Theorem C2.** Let $q_t(z) = p(z \mid x, \theta_t)$ for every data point (E-step) and
 # > $\theta_{t+1} \in \arg\max_\theta \sum_i \mathcal L(q_t, \theta; x_i)$ (M-step). Then
 # > $\log p(X \mid \theta_{t+1}) \ge \log p(X \mid \theta_t)$. For probabilistic PCA (the linear-Gaussian
-# > model with $b$ and $\sigma^2$ learned) the only *stable* fixed point is the span of the $d$ leading
-# > eigenvectors of the data covariance; other subsets of eigenvectors are saddle points.
+# > model with $b$ and $\sigma^2$ learned) and eigenvalues $\lambda_d > \lambda_{d+1}$ of the data covariance
+# > the only *stable* fixed point, up to a rotation of $z$, spans the $d$ leading eigenvectors; other subsets
+# > of eigenvectors are saddle points.
 #
 # <details><summary>Proof of the inequality</summary>
 #
@@ -338,40 +337,46 @@ print(f"largest |WW^T - eigen-solution| entry after 60 steps: {distance[-1]:.1e}
 # **Predict first:** at $q$ = posterior the true gradient is 0. Which estimator returns 0 every single time?
 
 # %%
-# NBVAL_CHECK_OUTPUT
 line = linear_gaussian.LinearGaussian(W=torch.ones(1, 1), b=torch.zeros(1), sigma2=torch.tensor(0.5))
 x_line = torch.tensor([1.5])
-log_joint = lambda z: line.log_joint(x_line, z)  # noqa: E731
-names = ["reparametrised", "sticking the landing", "score", "score, baseline"]
 
 
-def mu_gradients(offset: float, num_samples: int = 100_000) -> list[torch.Tensor]:
-    """Four estimators of d ELBO / d mu at q = N(1 + offset, 1/3), each (num_samples,)."""
+def log_joint(z: torch.Tensor) -> torch.Tensor:
+    """log p(x, z) at x = 1.5: (S, 1) -> (S,)."""
+    return line.log_joint(x_line, z)
+
+
+def mu_gradients(offset: float) -> dict[str, torch.Tensor]:
+    """Four estimators of d ELBO / d mu at q = N(1 + offset, 1/3), each (100000,)."""
     mean, log_var = torch.tensor([1.0 + offset]), torch.tensor([1 / 3]).log()
     average_elbo = line.elbo(x_line, mean, log_var.exp().diag()).item()
-    settings = dict(num_samples=num_samples, generator=torch.Generator().manual_seed(7))
-    rep = bounds.reparametrised_gradient
-    score = bounds.score_function_gradient
-    return [
-        rep(log_joint, mean, log_var, **settings)[:, 0],
-        rep(log_joint, mean, log_var, stop_score=True, **settings)[:, 0],
-        score(log_joint, mean, log_var, **settings)[:, 0],
-        score(log_joint, mean, log_var, baseline=average_elbo, **settings)[:, 0],
-    ]
+    given = (log_joint, mean, log_var)
+    draws = dict(num_samples=100_000, generator=torch.Generator().manual_seed(7))
+    estimates = {
+        "reparametrised": bounds.reparametrised_gradient(*given, **draws),
+        "sticking the landing": bounds.reparametrised_gradient(*given, stop_score=True, **draws),
+        "score": bounds.score_function_gradient(*given, **draws),
+        "score, baseline": bounds.score_function_gradient(*given, baseline=average_elbo, **draws),
+    }
+    return {name: gradient[:, 0] for name, gradient in estimates.items()}
 
+# %% [markdown]
+# *Sticking the landing* is the reparametrised estimator without the term $\nabla_\phi \log q_\phi$ at fixed
+# $z$, whose mean is zero. The baseline $c$ is the ELBO itself.
 
+# %% tags=["nbval-check-output"]
 for offset in (0.0, 1.0):
     print(f"offset {offset:.0f}: exact gradient {0 - 3 * offset:.1f}")
-    for name, g in zip(names, mu_gradients(offset), strict=True):
+    for name, g in mu_gradients(offset).items():
         print(f"   {name:21s} mean {round(g.mean().item(), 1) + 0:5.1f}   variance {g.var().item():5.1f}")
 
 # %% [markdown]
 # *What you see:* all means agree with $-3\,\text{offset}$. At the posterior (offset 0) the score estimator
-# has variance 10.5 because $f(z) = \log p(x)$ is a large constant that multiplies noise; subtracting it as a
-# baseline leaves exactly 0. *Sticking the landing* drops the term $\nabla_\phi \log q_\phi$ at fixed $z$,
-# whose mean is zero, and is silent at the optimum, too; the plain reparametrised estimator keeps shaking
-# there with variance 3. One unit away the ranking is 3 to 18 to 52: this is why VAEs are trained with the
-# reparametrised gradient.
+# has variance 10.5 (measured: 10.6) because $f(z) = \log p(x)$ is a large constant that multiplies noise;
+# subtracting it as a baseline leaves exactly 0. Sticking the landing is silent at the optimum, too; the plain
+# reparametrised estimator keeps shaking there with variance 3. One unit away the variances are 3, 18 and 52:
+# this is why VAEs are trained with the reparametrised gradient. (Sticking the landing is silent there as
+# well, but only because our $q$ has the posterior's variance.)
 #
 # ## 4 · Amortised inference and its price
 #
@@ -393,8 +398,7 @@ for offset in (0.0, 1.0):
 # away something it needs, here one of the inputs, and the gap is a number we can predict. Diagonal
 # covariances cost a second number.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 x_data, _ = model.sample(2000, generator=torch.Generator().manual_seed(3))
 post_means, _ = model.posterior(x_data)  # (2000, 2)
 best_diagonal = (1 / model.posterior_precision().diagonal()).diag()  # the best diagonal q, for every x
@@ -406,13 +410,15 @@ amortised = model.elbo(x_data, x_data[:, :4] @ V, best_diagonal).mean()
 
 V_full = torch.cat([V.T, torch.zeros(2, 1)], dim=1)  # (2, 5): the blind encoder as a matrix
 approximation = linear_vae.approximation_gap(model)  # from the precision matrix alone
+# the library's function measures against the best Gaussian of all, the posterior: both gaps together
 total = linear_vae.amortisation_gap(model, V_full, best_diagonal, x_data.T @ x_data / 2000)
 print(f"approximation gap  {evidence - per_point:.6f} = {approximation:.6f}")
 print(f"amortisation gap   {per_point - amortised:.6f} = {total - approximation:.6f}")
 
 # %% [markdown]
-# Both gaps are invisible in a training curve, which shows their sum. Lecture 06 attacks the first with flows;
-# a larger encoder, or a few gradient steps per data point, attack the second.
+# Both gaps are invisible in a training curve, which shows only $\log p(x)$ minus their sum. Lecture 06
+# attacks the approximation gap with flows; a larger encoder, or a few gradient steps per data point, attack
+# the amortisation gap.
 #
 # ## 5 · Posterior collapse, solved exactly
 #
@@ -463,7 +469,7 @@ trained_kl = linear_vae.expected_kl_per_dim(grid.V, grid.log_var, covariance).de
 trained_kl = trained_kl.sort(descending=True).values  # (100, 5)
 theory = linear_vae.collapse_spectrum(eigenvalues, sigma2, beta, num_latents=5)
 worst = (trained_kl - theory.kl_per_dim).abs().max()
-print(f"largest |trained KL - formula| over 100 models and 5 latents: {worst:.4f} nats")
+print(f"largest |trained KL - formula| over 100 models and 100 models and 5 latents: {worst:.4f} nats")
 
 # %%
 # The encoder's means have covariance V C V^T; its diagonal is Var_x E_q[z_j], by which "active" is defined.
@@ -486,7 +492,7 @@ plots.show(fig, alt=(
 
 # %% [markdown]
 # *What you see:* the borders are the straight lines $\lambda_j = \beta\sigma^2$, slope $-1$ on log axes.
-# Every trained model agrees with the formula to four digits. Because only the product matters, all 100 models
+# Every trained KL agrees with the formula to four decimals. Because only the product matters, all 100 models
 # fall on five curves:
 
 # %%
@@ -507,8 +513,8 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* the dots sit on the curves, and each direction dies smoothly at its own eigenvalue: λ₅ at ½,
-# λ₁ at 8.
+# *What you see:* the dots sit on the curves, and each direction dies continuously, with a kink, at its own
+# eigenvalue: λ₅ at ½, λ₁ at 8.
 #
 # ### How to notice a collapse
 #
@@ -528,8 +534,7 @@ plots.show(fig, alt=(
 # of two Gaussian entropies, each $\frac12 \log\det(2\pi e\,\mathrm{Cov})$.
 # </details>
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 spectrum = linear_vae.collapse_spectrum(eigenvalues, sigma2=1.5, num_latents=5)
 best = linear_vae.optimal_linear_vae(covariance, 5, sigma2=1.5)
 info = linear_gaussian.mutual_information(best.V, best.log_var.exp().diag(), covariance)
@@ -547,8 +552,9 @@ error = ratio.std() / draws**0.5
 print(f"mutual information {info:.2f} nats, by Monte Carlo {ratio.mean():.2f} (s.e. {error:.3f})")
 
 # %% [markdown]
-# At the optimum of a linear VAE the aggregated posterior *is* the prior, so the whole KL is information. In a
-# deep VAE it is not; lecture 05 takes the KL apart into these two pieces.
+# At the optimum of a linear VAE of Gaussian data the aggregated posterior *is* the prior, whatever $\beta$
+# and $\sigma^2$, so the whole KL is information. In a deep VAE it is not; lecture 05 takes the KL apart into
+# these two pieces.
 #
 # ### Live: the phase diagram
 #
@@ -556,7 +562,7 @@ print(f"mutual information {info:.2f} nats, by Monte Carlo {ratio.mean():.2f} (s
 # mutual information. Then double $\beta$ and halve $\sigma^2$: what changes?
 
 # %%
-phase_diagram.show()
+phase_diagram.show(eigenvalues)
 
 # %% [markdown]
 # ### Exercise 3 · Count the active units
@@ -585,10 +591,10 @@ print("hidden tests ran to the end: active_units c09e")
 # $z$. An *autoregressive* decoder $p(x \mid z) = \prod_i p(x_i \mid x_{<i}, z)$ can learn the structure by
 # itself.
 #
-# > **Theorem C6.** If some $\theta$ makes $p(x \mid z, \theta) = \pi(x)$ for all $z$, then
-# > $\max_{\theta, \phi} \mathbb E_\pi \mathcal L = -H(\pi)$, and it is attained with
-# > $\mathrm{KL}(q(z \mid x) \| p(z)) = 0$ for every $x$. For Gaussian $q$ and finitely many $x$, *every*
-# > maximum has KL 0.
+# > **Theorem C6.** Let $p(z) = \mathcal N(0, I)$. If some $\theta$ makes $p(x \mid z, \theta) = \pi(x)$ for
+# > all $z$, then $\max_{\theta, \phi} \mathbb E_\pi \mathcal L = -H(\pi)$, and it is attained with
+# > $\mathrm{KL}(q(z \mid x) \| p(z)) = 0$ for every $x$. For Gaussian $q$ and finitely many $x$ with
+# > $\pi(x) > 0$, *every* maximum has KL 0 at each of them.
 #
 # <details><summary>Proof</summary>
 #
@@ -668,14 +674,14 @@ plots.show(fig, alt=(
 # %% [markdown]
 # *What you see:* neither curve falls below the entropy: $-\mathrm{ELBO} \ge -\log p(x) \ge H(\pi)$. With the
 # full window ($r = 7$) both inequalities are tight to three digits and the KL is about 0.02: the optimum of
-# C6. On the way the KL does *not* fall monotonically, it is larger at $r = 2$ than at $r = 0$: a decoder with
-# some memory can make better use of the code as well. And the bound is nearly flat in the KL (section 7 puts
-# a number on it), so the KL of a trained model says as much about the training as about the model.
+# C6. On the way the KL does *not* fall monotonically, it is larger at $r = 2$ than at $r = 0$. And the bound
+# is nearly flat in the KL (section 7 puts a number on it), so the KL of a trained model says as much about
+# the training as about the model.
 #
 # ### Live: the receptive field
 #
 # The right panel shows $q(z \mid x)$, averaged over the $x$ with the same number of ones. **Try:** raise $r$
-# and watch nine curves become one, the prior.
+# and watch the nine curves close up and become, very nearly, one: the prior.
 
 # %%
 receptive_field.show(bit_vaes)
@@ -733,12 +739,15 @@ def train_digits(windows: list, *, warmup: int = 0, free_bits: float = 0.0) -> v
 
 
 # %%
+# the numbers of a trained model on the held-out digits, and how we print them
 @torch.no_grad()
 def held_out(model: vae.VAE) -> dict[str, torch.Tensor]:
     """KL, negative ELBO (nats) and active units on the held-out digits: each (windows, SEEDS)."""
-    terms = model.terms(digits.test_x, num_samples=32, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(0)
+    terms = [model.terms(x, num_samples=8, generator=noise) for x in digits.test_x.split(50)]  # bounded memory
+    kl, bound = (torch.cat([getattr(t, name) for t in terms], dim=-1) for name in ("kl", "elbo"))
     active = vae.active_units(model.encode(digits.test_x)[0]).sum(dim=-1)
-    values = {"kl": terms.kl.mean(-1), "neg_elbo": -terms.elbo.mean(-1), "active": active.float()}
+    values = {"kl": kl.mean(-1), "neg_elbo": -bound.mean(-1), "active": active.float()}
     return {name: value.reshape(-1, SEEDS).double() for name, value in values.items()}
 
 
@@ -852,32 +861,29 @@ for steps in (700, 1400):
 # %% [markdown]
 # ### Free bits
 #
-# The other treatment pays for the first $\lambda$ nats of each latent (Kingma et al. 2016).
+# The other treatment pays for the first $\kappa$ nats of each latent (Kingma et al. 2016).
 #
 # > **Theorem C8.** Let the objective be
-# > $$\mathcal L_\lambda = \mathbb E \log p(x \mid z) - \sum_j \max\left(\lambda, \overline{\mathrm{KL}}_j\right), \qquad \overline{\mathrm{KL}}_j = \text{mean over the batch of } \mathrm{KL}(q(z_j \mid x) \| p(z_j)).$$
-# > Where $\overline{\mathrm{KL}}_j < \lambda$ the KL part has gradient zero: latent $j$ pays nothing more for
+# > $$\mathcal L_\kappa = \mathbb E \log p(x \mid z) - \sum_j \max\left(\kappa, \overline{\mathrm{KL}}_j\right), \qquad \overline{\mathrm{KL}}_j = \text{mean over the batch of } \mathrm{KL}(q(z_j \mid x) \| p(z_j)).$$
+# > Where $\overline{\mathrm{KL}}_j < \kappa$ the KL part has gradient zero: latent $j$ pays nothing more for
 # > more information. For the linear VAE with $d = 1$ the optimum has
-# > $\mathrm{KL}^* = \max(\lambda, \frac12 \log(\lambda_1 / \sigma^2))$. In general
-# > $\mathrm{KL}_j \ge \lambda$ is encouraged, **not guaranteed**, and nothing bounds $\mathrm{KL}_j$ from
-# > above.
+# > $\mathrm{KL}^* = \max(\kappa, \frac12 \log(\lambda_1 / \sigma^2))$. In general $\mathrm{KL}_j \ge \kappa$
+# > is encouraged, **not guaranteed**, and nothing bounds $\mathrm{KL}_j$ from above.
 #
 # <details><summary>Proof</summary>
 #
-# $\max(\lambda, k)$ is constant for $k < \lambda$. For $d = 1$, fix $\mathrm{KL} = k$; the best
-# reconstruction term is $-\lambda_1 e^{-2k}/2\sigma^2$ plus a constant (the rate–distortion function of a
-# Gaussian): increasing and concave in $k$, with slope 1 at $k_1 = \frac12\log(\lambda_1/\sigma^2)$, the
-# optimum of C5. If $\lambda \le k_1$ the penalty is $k$ there and $k_1$ stays optimal. If $\lambda > k_1$,
-# the objective rises up to $\lambda$, where information is free, and falls beyond, where the slope is below
-# 1.
+# $\max(\kappa, k)$ is constant for $k < \kappa$. For $d = 1$, fix $\mathrm{KL} = k$; the best reconstruction
+# term is $-\lambda_1 e^{-2k}/2\sigma^2$ plus a constant (the rate–distortion function of a Gaussian):
+# increasing and concave in $k$, with slope 1 at $k_1 = \frac12\log(\lambda_1/\sigma^2)$, the optimum of C5.
+# If $\kappa \le k_1$ the penalty is $k$ there and $k_1$ stays optimal. If $\kappa > k_1$, the objective rises
+# up to $\kappa$, where information is free, and falls beyond, where the slope is below 1.
 # </details>
 #
-# **The slide says** that free bits "ensure the use of less than $\lambda$ bits of information and result in
-# $\mathrm{KL} \ge \lambda$". The two halves contradict each other, and neither is true. Two numbers refute
-# them.
+# **The slide of the lecture series says** that free bits ensure "the use of less than $\kappa$ bits of
+# information" and result in $\mathrm{KL} \ge \kappa$. The two halves contradict each other, and neither is
+# true. Two numbers refute them.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 FREE = 0.5  # nats a latent
 
 
@@ -901,11 +907,10 @@ for v, trained, exact in zip(variance, trained_kl, formula, strict=True):
 
 # %% [markdown]
 # With eigenvalue 20 the latent uses 1.5 nats where "less than 0.5" was promised. And is
-# $\mathrm{KL} \ge \lambda$ at least sure? Start at a collapsed model and ask for the gradient. Then let four
-# eigenvalues share three latents.
+# $\mathrm{KL} \ge \kappa$ at least sure? Start at a collapsed model and ask for the gradient. Then look at
+# where the free nats go: data with two strong and two weak directions, three latents.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 covariance4 = torch.tensor([20.0, 5.0, 0.05, 0.02]).diag()
 dead = linear_vae.LinearVAE(*(torch.zeros(shape, requires_grad=True) for shape in ((4, 3), (3, 4), (3,))))
 gradients = torch.autograd.grad(free_bits_objective(dead, covariance4), list(dead))
@@ -925,10 +930,10 @@ elbo_kl = linear_vae.collapse_spectrum(covariance4.diag(), sigma2=1.0, num_laten
 print("optimum of the plain ELBO:       ", [round(k, 2) for k in elbo_kl.tolist()])
 
 # %% [markdown]
-# *What you see:* a collapsed model is a stationary point of the free-bits objective; nothing pushes it out.
-# And with more latents than useful directions the free nats are not spent on the useless third direction: two
-# latents share direction 2, so that the *second* latent pays for less (0.5) than under the plain ELBO (0.80).
-# Free bits take pressure away below $\lambda$; they promise nothing else.
+# *What you see:* a collapsed model, KL 0, is a stationary point of the free-bits objective: nothing pushes it
+# out, so $\mathrm{KL} \ge \kappa$ is not guaranteed. The second experiment shows that free nats buy no new
+# direction: the best solution spends them on direction 2, which two latents share, each for free, where the
+# plain ELBO has one latent pay 0.80. Free bits take pressure away below $\kappa$; they promise nothing else.
 
 # %% [markdown]
 # ### Exercise 6 · The free-bits objective

@@ -102,14 +102,35 @@ def test_check_finds_no_drift_then_names_it_and_its_remedy(tmp_path: Path) -> No
     assert "lectures/01_tiny.ipynb" in lines[0] and "cell 01-001, source" in lines[0]
     assert "solutions/01_tiny.ipynb" in lines[1] and lines[1].endswith("run 'python -m dgm_course build 01'")
     build.build(lecture)
-    notebook = nbformat.read(lecture.student, as_version=4)
-    notebook.cells[6].metadata["collapsed"] = True
-    nbformat.write(notebook, lecture.student)
-    assert "cell 01-007, metadata" in build.drift(lecture)[0]
     lecture.solutions.unlink()
     assert any("is missing" in line for line in build.drift(lecture))
     (tmp_path / "lectures" / "09_old.ipynb").write_text("{}")
     assert "09_old.ipynb has no source" in build.strays(tmp_path)[0]
+
+
+def test_check_lets_a_student_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lecture that was run and answered is no drift, except in CI; any other change is one."""
+    lecture = course(tmp_path)
+    build.build(lecture)
+    notebook = nbformat.read(lecture.student, as_version=4)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = "def double(x):\n    return x + x"
+        if "written-answer" in cell.metadata.get("tags", []):
+            cell.source = "Because it is."
+        cell.metadata["collapsed"] = True
+    run = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    run[0].execution_count, run[0].outputs = 3, [nbformat.v4.new_output("stream", text="PASS")]
+    notebook.metadata["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
+    nbformat.write(notebook, lecture.student)
+    monkeypatch.delenv("CI", raising=False)
+    assert build.drift(lecture) == []
+    monkeypatch.setenv("CI", "true")
+    assert "loses answers" in build.drift(lecture)[0]
+    monkeypatch.delenv("CI")
+    notebook.cells[0].source += " More."
+    nbformat.write(notebook, lecture.student)
+    assert "cell 01-001, source" in build.drift(lecture)[0]
 
 
 def test_check_holds_committed_outputs_to_the_rules(tmp_path: Path) -> None:

@@ -112,14 +112,15 @@ def test_what_an_output_may_not_hold(tmp_path: Path, output: dict[str, Any], mes
 def test_a_compared_cell_only_prints(tmp_path: Path) -> None:
     for output in ({"data": {"text/plain": "<Figure>"}}, {"text": "two sides"}):
         notebook = with_output(tmp_path, **output)
-        notebook.cells[1].source = "# NBVAL_CHECK_OUTPUT\nx = 1"
+        notebook.cells[1].metadata["tags"] = ["nbval-check-output"]
         assert [("nbval compares" in line) for line in problems(notebook)] == (
             [] if "text" in output else [True]
         )
     with pytest.raises(
         BuildError, match="cell 01-002: nbval compares this cell, so it cannot have a progress"
     ):
-        run(tmp_path, "# NBVAL_CHECK_OUTPUT\nfrom tqdm import trange\nfor i in trange(2): pass\nprint(i)")
+        code = "from tqdm import trange\nfor i in trange(2): pass\nprint(i)"
+        run(tmp_path, code, 'tags=["nbval-check-output"]')
 
 
 def test_what_an_output_may_hold(tmp_path: Path) -> None:
