@@ -6,6 +6,14 @@ STAMP  := $(VENV)/.installed
 # One thread for each of the two test workers: small tensors run slower on two.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
+# JupyterLab asks every new user whether it may show news: answered here, in this environment only.
+define NO_NEWS
+import json, pathlib, sys; \
+folder = pathlib.Path(sys.prefix, "share/jupyter/lab/settings"); folder.mkdir(parents=True, exist_ok=True); \
+(folder / "overrides.json").write_text(json.dumps( \
+{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}))
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help lab test test-all test-long unit notebooks browser lint bench build clean
 
@@ -24,6 +32,8 @@ ifeq ($(TORCH),cpu)
 endif
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@$(BIN)/jupyter labextension disable @jupyter/nbgrader --level=sys_prefix >/dev/null 2>&1  # an instructor's menus
+	@$(BIN)/python -c '$(NO_NEWS)'
 	@touch $@
 
 lab: $(STAMP)  ## make the environment (first time only) and open JupyterLab on the lectures

@@ -64,6 +64,12 @@ def gaussian_mixture_em_step(
             f"{tuple(x.shape)}, {tuple(mixture.means.shape)} and {tuple(mixture.covariances.shape)}: "
             "give one-dimensional data the shape (n, 1)"
         )
+    components = {mixture.weights.shape[-1], mixture.means.shape[-2], mixture.covariances.shape[-3]}
+    if len(components) > 1:
+        raise ValueError(
+            f"weights (..., k), means (..., k, m) and covariances (..., k, m, m) must share k, got "
+            f"{sorted(components)} components: give each component all three"
+        )
     log_joint = mixture.log_joint(x)  # (..., n, k)
     log_prob = log_joint.logsumexp(-1)  # (..., n)
     responsibilities = torch.exp(log_joint - log_prob.unsqueeze(-1))  # (..., n, k)

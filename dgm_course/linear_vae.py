@@ -95,7 +95,7 @@ def collapse_spectrum(
     num_latents = size if num_latents is None else num_latents
     if not 1 <= num_latents <= size:
         raise ValueError(f"num_latents must lie between 1 and m = {size}, got {num_latents}: change it")
-    if (eigenvalues < 0).any():
+    if not (eigenvalues >= 0).all():
         raise ValueError(
             f"eigenvalues of a covariance cannot be negative, got a minimum of {eigenvalues.min().item()}: "
             "clamp rounding errors at zero"

@@ -177,7 +177,7 @@ class AutoregressiveDecoder(Decoder):
 
 def _bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     """``x log sigmoid(l) + (1 - x) log sigmoid(-l)``, entry by entry and without overflow."""
-    if x.numel() and (x.min() < 0 or x.max() > 1):
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):  # true for NaN, too
         raise ValueError(
             f"binary pixels must lie in [0, 1], got values from {float(x.min()):g} to {float(x.max()):g}: "
             "binarise x, or use a decoder with num_levels"

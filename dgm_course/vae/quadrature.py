@@ -22,7 +22,7 @@ def quadrature_elbo(vae: VAE, x: Tensor, num_nodes: int = 32) -> ELBOTerms:
     Change the rule from step to step (``num_nodes=5 + step % 4``), and report with a fine one (64).
     Ledger C6. Raises ``ValueError`` for more than two latents.
     """
-    _check_latents(vae)
+    _check(vae, x)
     mean, log_var = vae.encode(x)  # (..., B, d)
     nodes, weights = gauss_hermite(
         num_nodes, num_dims=vae.latent_dim, dtype=mean.dtype, device=mean.device
@@ -42,7 +42,7 @@ def quadrature_log_prob(vae: VAE, x: Tensor, num_nodes: int = 128, *, radius: fl
     1e-15 at radius 8. Double ``num_nodes`` to see how many digits stand. Ledger C6.
     Raises ``ValueError`` for more than two latents.
     """
-    _check_latents(vae)
+    _check(vae, x)
     reference = next(vae.parameters())
     nodes, weights = gauss_legendre(
         -radius, radius, num_nodes, num_dims=vae.latent_dim, dtype=reference.dtype, device=reference.device
@@ -56,7 +56,9 @@ def quadrature_log_prob(vae: VAE, x: Tensor, num_nodes: int = 128, *, radius: fl
     return torch.logsumexp(torch.stack(parts), dim=0)
 
 
-def _check_latents(vae: VAE) -> None:
+def _check(vae: VAE, x: Tensor) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"x must be (..., B, m), got shape {tuple(x.shape)}: use x.unsqueeze(0) for one x")
     if vae.latent_dim > 2:
         raise ValueError(
             f"quadrature needs latent_dim <= 2, got {vae.latent_dim}: its grid grows like "

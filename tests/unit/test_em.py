@@ -73,3 +73,9 @@ def test_bad_input_is_refused(generator: torch.Generator) -> None:
     far = model._replace(means=torch.tensor([[0.0], [1e6]], dtype=torch.float64))
     with pytest.raises(ValueError, match="lost component"):
         gaussian_mixture_em_step(far, torch.zeros(5, 1, dtype=torch.float64))
+
+
+def test_components_must_agree() -> None:
+    mixture = GaussianMixture(torch.ones(2) / 2, torch.zeros(3, 1), torch.ones(3, 1, 1))
+    with pytest.raises(ValueError, match=r"must share k, got \[2, 3\] components"):
+        gaussian_mixture_em_step(mixture, torch.zeros(4, 1))

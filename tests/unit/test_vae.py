@@ -217,6 +217,7 @@ X = torch.zeros(1, 2)
         (lambda: tiny().terms(X, num_samples=0), "num_samples"),
         (lambda: tiny().sample(0), "n must"),
         (lambda: quadrature_elbo(tiny(6, 3), X), "latent_dim <= 2"),
+        (lambda: quadrature_elbo(tiny(6, 1), X[0]), r"x must be \(..., B, m\)"),
         (lambda: quadrature_log_prob(tiny(6, 3), X), "latent_dim <= 2"),
         (lambda: free_bits_kl(torch.zeros(2, 2), -0.1), "free_nats"),
         (lambda: free_bits_kl(torch.zeros(2, 2), 0.1, weights=torch.ones(3)), "weights"),
