@@ -144,7 +144,7 @@ def describe(phase: Phase) -> str:
 TRY_THIS = (
     "**Try:** focus a slider and press the arrow keys. Raise β until the third bar of the spectrum changes "
     "colour, then lower σ² by the same factor: only the product βσ² counts. Just before a direction "
-    "collapses, its KL is nearly 0 and its posterior variance nearly 1: collapse comes smoothly, one by one."
+    "collapses, its KL is nearly 0 and its posterior variance nearly 1: collapse comes gradually, one by one."
 )
 
 

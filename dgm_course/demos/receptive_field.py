@@ -122,7 +122,7 @@ def build(figure: Figure, field: Field) -> Artists:
     (cells,) = ax.collections
 
     nll = plots.curve(panels["nll"], table.fields, table.nll, marker="o", color=plots.ORANGE)
-    plots.reference_line(nll, "entropy H(π)", y=table.entropy, at_start=True)
+    plots.reference_line(nll, "H(π)", y=table.entropy, at_start=True)
     room = max(float(table.nll.max()) - table.entropy, 0.01)
     nll.set(title="Negative log-likelihood", ylabel="nats")
     nll.set_ylim(table.entropy - 0.15 * room, table.entropy + 1.15 * room)

@@ -562,7 +562,7 @@ print(f"mutual information {info:.2f} nats, by Monte Carlo {ratio.mean():.2f} (s
 # mutual information. Then double $\beta$ and halve $\sigma^2$: what changes?
 
 # %%
-phase_diagram.show(eigenvalues)
+phase_diagram.show(eigenvalues, sigma2=0.7)
 
 # %% [markdown]
 # ### Exercise 3 · Count the active units
@@ -782,8 +782,9 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* the more the decoder sees, the better the bound and the less the code carries: about 5 nats
-# at window 0, a fraction of a nat with the full past. Same encoder, same latents, same budget.
+# *What you see:* the more the decoder sees, the better the bound (its last step is within the error bars) and
+# the less the code carries: about 5 nats at window 0, a fraction of a nat with the full past. Same encoder,
+# same latents, same budget.
 #
 # Collapse is visible in samples, too. Fix one $z$ and draw five images: what varies within a row is what the
 # *decoder* decides, what varies between rows is what the *code* decides.
@@ -807,9 +808,9 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* at window 0 each row is one noisy digit, the code decides the shape. At window 2 rows share
-# a shape and strokes are cleaner. With the full window all rows look alike: every row is a mixture of digits,
-# the decoder makes them up by itself.
+# *What you see:* at window 0 each row is one noisy digit, the code decides the shape. At window 2 the strokes
+# are cleaner, and one code already gives different digits that share features. With the full window all rows
+# look alike: every row is a mixture of digits, the decoder makes them up by itself.
 
 # %% [markdown]
 # ## 7 · Bringing the code back
@@ -1035,22 +1036,15 @@ plots.show(fig, alt=(
 # ## References
 #
 # - D. P. Kingma, M. Welling. [Auto-Encoding Variational Bayes](https://arxiv.org/abs/1312.6114), 2014.
-# - M. E. Tipping, C. M. Bishop. [Probabilistic Principal Component
-#   Analysis](https://doi.org/10.1111/1467-9868.00196), 1999.
+# - M. E. Tipping, C. M. Bishop. [Probabilistic Principal Component Analysis](https://doi.org/10.1111/1467-9868.00196), 1999.
 # - G. Roeder, Y. Wu, D. Duvenaud. [Sticking the Landing](https://arxiv.org/abs/1703.09194), 2017.
-# - C. Cremer, X. Li, D. Duvenaud. [Inference Suboptimality in Variational
-#   Autoencoders](https://arxiv.org/abs/1801.03558), 2018.
-# - J. Lucas, G. Tucker, R. Grosse, M. Norouzi. [Don't Blame the ELBO!](https://arxiv.org/abs/1911.02469),
-#   2019.
-# - B. Dai, Z. Wang, D. Wipf. [The Usual Suspects? Reassessing Blame for VAE Posterior
-#   Collapse](https://arxiv.org/abs/1912.10702), 2020.
-# - Y. Burda, R. Grosse, R. Salakhutdinov. [Importance Weighted
-#   Autoencoders](https://arxiv.org/abs/1509.00519), 2016 (active units).
+# - C. Cremer, X. Li, D. Duvenaud. [Inference Suboptimality in Variational Autoencoders](https://arxiv.org/abs/1801.03558), 2018.
+# - J. Lucas, G. Tucker, R. Grosse, M. Norouzi. [Don't Blame the ELBO!](https://arxiv.org/abs/1911.02469), 2019.
+# - B. Dai, Z. Wang, D. Wipf. [The Usual Suspects? Reassessing Blame for VAE Posterior Collapse](https://arxiv.org/abs/1912.10702), 2020.
+# - Y. Burda, R. Grosse, R. Salakhutdinov. [Importance Weighted Autoencoders](https://arxiv.org/abs/1509.00519), 2016 (active units).
 # - I. Gulrajani et al. [PixelVAE](https://arxiv.org/abs/1611.05013), 2017.
-# - S. R. Bowman et al. [Generating Sentences from a Continuous Space](https://arxiv.org/abs/1511.06349),
-#   2016.
-# - D. P. Kingma et al. [Improving Variational Inference with Inverse Autoregressive
-#   Flow](https://arxiv.org/abs/1606.04934), 2016 (free bits).
+# - S. R. Bowman et al. [Generating Sentences from a Continuous Space](https://arxiv.org/abs/1511.06349), 2016.
+# - D. P. Kingma et al. [Improving Variational Inference with Inverse Autoregressive Flow](https://arxiv.org/abs/1606.04934), 2016 (free bits).
 
 # %%
 check.progress()
