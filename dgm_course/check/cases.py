@@ -39,6 +39,11 @@ class Case:
             abs(v) for v in values if isinstance(v, int | float)
         )
 
+    @property
+    def thin(self) -> bool:
+        """Whether a tensor has an axis of length 1: it hides which axis went wrong."""
+        return any(1 in v.shape for v in self.arguments.values() if isinstance(v, Tensor))
+
     def fresh(self) -> list[Any]:
         """The arguments, with tensors copied so that no answer can touch the originals."""
         return [v.clone() if isinstance(v, Tensor) else v for v in self.arguments.values()]

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from dgm_course.check.cases import Case
-from dgm_course.check.outcome import Outcome, Part, take_out
+from dgm_course.check.outcome import Outcome, Part, error_text, take_out
 
 #: Seconds that an answer has for all inputs together, and seconds that it is then given to stop.
 TIME_LIMIT = 5.0
@@ -132,7 +132,7 @@ class Worker(threading.Thread):
         except TimeUp:
             raise
         except BaseException as caught:
-            error, line = _message(caught), _students_line(caught.__traceback__)
+            error, line = error_text(caught), _students_line(caught.__traceback__)
         printed = "".join(s.taken() for s in (sys.stdout, sys.stderr) if isinstance(s, Captured))
         return Outcome(parts, error, line, changed, printed)
 
@@ -233,15 +233,6 @@ def _random_states() -> dict[str, object]:
         "numpy": (of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"], of_numpy["has_gauss"]),
         "random": random.getstate(),
     }
-
-
-def _message(error: BaseException) -> str:
-    try:
-        words = str(error).strip().splitlines()
-    except Exception:  # an exception whose __str__ fails still has a name
-        words = []
-    text = type(error).__name__ + (f": {words[0]}" if words else "")
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _students_line(trace: TracebackType | None) -> str:

@@ -6,8 +6,9 @@ another process than the answer did.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -21,6 +22,10 @@ from dgm_course.check.spec import Spec
 ROUNDING_ERRORS = 1000
 EPSILON = {"float64": 2.0**-52}  # every other dtype is judged as float32
 _FLOAT32 = 2.0**-23
+
+
+#: A gap of this part of the larger number, or more, is plain to see: the smallest such input is shown.
+PLAIN_GAP = 0.1
 
 
 class Rank(IntEnum):
@@ -45,16 +50,22 @@ class Finding:
     property: str
     gap: str
     line: str = ""
+    clarity: float = 0.0  # of a wrong value: its largest relative gap, at most PLAIN_GAP
 
 
 def find_fault(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> tuple[Case, Finding] | None:
-    """The most telling fault over all cases, on the smallest input that shows it; None if there is none."""
-    worst: tuple[tuple[int, float, int], Case, Finding] | None = None
+    """The most telling fault over all cases; None if there is none.
+
+    Among the inputs that show it: for a wrong value the one with the largest relative gap, for an error or a
+    wrong shape one without axes of length 1; then the smallest, an ordinary one, and the first.
+    """
+    worst: tuple[tuple[int, float, float, bool, int], Case, Finding] | None = None
     for index, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
         finding = examine(spec, case, outcome)
         if finding is None:
             continue
-        order = (finding.rank, case.size, index)
+        thin = finding.rank <= Rank.SHAPE and case.thin
+        order = (finding.rank, thin - finding.clarity, case.size, bool(case.title), index)
         if worst is None or order < worst[0]:
             worst = order, case, finding
     return None if worst is None else worst[1:]
@@ -94,7 +105,7 @@ def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) ->
         for case, outcome, expected in zip(cases, outcomes, truths, strict=True):
             wrong = spec.mistaken(misconception, case)
             if outcome.error or wrong.error:
-                same = bool(wrong.error) and outcome.error.startswith(wrong.error)
+                same = _same_error(outcome.error, wrong.error)
                 evidence, passed_over = evidence + same, passed_over + (not same)
                 continue
             sizes = spec.sizes(case, expected)
@@ -139,7 +150,7 @@ def _examine_part(want: str, got: Part, right: Part, size: np.ndarray, case: Cas
         allowed = 0.02 * size if wrong_dtype else tolerance(got, size, case)
     bad = _differ(values, truth, allowed)
     if bad.any():
-        return Finding(Rank.VALUE, "", _gap(values, truth, bad))
+        return Finding(Rank.VALUE, "", _gap(values, truth, bad), clarity=_clarity(values, truth, bad).max())
     if wrong_dtype:
         gap = f"expected {str(case.dtype).removeprefix('torch.')}, got {got.dtype}"
         return Finding(Rank.DTYPE, "its dtype follows the input's", gap)
@@ -153,18 +164,17 @@ def _explained(spec: Spec, case: Case, outcome: Outcome, finding: Finding) -> Fi
     if finding.rank is not Rank.VALUE:
         return finding
     if case.title:
-        return Finding(Rank.TITLE, case.title, finding.gap)
+        return replace(finding, rank=Rank.TITLE, property=case.title)
     values = [part.values for part in outcome.parts]
     if [part.shape for part in outcome.parts] == [part.shape for part in spec.expected(case)]:
         for rule in spec.properties:
             if not rule.test(*values, **case.arguments):
-                return Finding(Rank.PROPERTY, rule.text, finding.gap)
-    return Finding(Rank.VALUE, f"it computes {spec.asks}", finding.gap)
+                return replace(finding, rank=Rank.PROPERTY, property=rule.text)
+    return replace(finding, property=f"it computes {spec.asks}")
 
 
 def _named(name: str, finding: Finding) -> Finding:
-    gap = f"{name}: {finding.gap}" if name else finding.gap
-    return Finding(finding.rank, finding.property, gap, finding.line)
+    return replace(finding, gap=f"{name}: {finding.gap}") if name else finding
 
 
 def _agree(
@@ -191,8 +201,24 @@ def _differ(
     return np.asarray(~close)
 
 
+def _same_error(error: str, known: str) -> bool:
+    """Whether two errors are of one kind: the same name, and mostly the same words (numbers may differ)."""
+    (name, _, text), (known_name, _, known_text) = error.partition(": "), known.partition(": ")
+    words, known_words = set(re.findall("[A-Za-z]+", text)), set(re.findall("[A-Za-z]+", known_text))
+    shared = len(words & known_words)
+    return bool(error) and name == known_name and 2 * shared >= min(len(words), len(known_words))
+
+
+def _clarity(values: np.ndarray, truth: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """How plain each wrong entry is: its gap as a part of the larger number, at most PLAIN_GAP."""
+    with np.errstate(all="ignore"):
+        relative = np.abs(values - truth) / np.maximum(np.abs(values), np.abs(truth))
+    return np.where(bad, np.fmin(relative, PLAIN_GAP), 0.0)
+
+
 def _gap(values: np.ndarray, truth: np.ndarray, bad: np.ndarray) -> str:
-    at = tuple(int(i) for i in np.argwhere(bad)[0]) if values.ndim else ()
+    clearest = np.argmax(np.where(bad, 1.0 + _clarity(values, truth, bad), 0.0))
+    at = tuple(int(i) for i in np.unravel_index(clearest, bad.shape))
     mine, right = float(values[at]), float(truth[at])
     place = f"at [{', '.join(map(str, at))}] " if at else ""
     short = number(mine), number(right)

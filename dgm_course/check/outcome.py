@@ -50,6 +50,23 @@ class Outcome:
     printed: str = ""
 
 
+def error_text(error: BaseException) -> str:
+    """The error's name and its first words in one line, at most 160 characters.
+
+    Where the first line only announces a list ("..., but expected one of:") it is shown without the
+    announcement, and where it ends with a colon otherwise, with what follows.
+    """
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an exception whose __str__ fails still has a name
+        lines = []
+    words = lines[0].rstrip().removesuffix("but expected one of:").rstrip(" ,;") if lines else ""
+    if words.endswith(":") and len(lines) > 1:
+        words = f"{words} {lines[1].strip()}"
+    text = type(error).__name__ + (f": {words}" if words else "")
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 def take_out(raw: object, num_parts: int = 1) -> tuple[Part, ...]:
     """The plain data in ``raw``.
 

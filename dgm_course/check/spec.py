@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgm_course.check.cases import RANDOM_INPUTS, Case, Draw
-from dgm_course.check.outcome import Outcome, Part, take_out
+from dgm_course.check.outcome import Outcome, Part, error_text, take_out
 
 Function = Callable[..., Any]
 Inputs = Callable[[Draw], Iterator[Case]]
@@ -122,7 +122,7 @@ class Spec:
                 warnings.simplefilter("ignore")
                 return Outcome(take_out(misconception.wrong(*case.fresh()), len(self.wants)))
         except Exception as error:  # an error is an answer too, and may be what gives the misconception away
-            return Outcome(error=type(error).__name__)
+            return Outcome(error=error_text(error))
 
 
 def _exact(case: Case) -> list[Any]:

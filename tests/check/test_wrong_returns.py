@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dgm_course import check
+from dgm_course.check.outcome import error_text
 
 from .students import KL, failed, right
 
@@ -55,6 +56,21 @@ def test_an_exception_with_a_broken_text_is_a_verdict() -> None:
         raise Broken
 
     assert failed(raises, "it runs without an error").gap == "Broken"
+
+
+def test_an_error_that_announces_a_list_is_shown_without_it() -> None:
+    verdict = failed(lambda mean, log_var: torch.max(mean, 0.5), "it runs without an error")
+    assert verdict.gap.startswith("TypeError: max() received an invalid combination of arguments")
+    assert verdict.gap.endswith("got (Tensor, float)")
+    lines = {
+        "broken state:\n\tno weight": "ValueError: broken state: no weight",
+        "one line:": "ValueError: one line:",
+        "two\nlines": "ValueError: two",
+        "x" * 200: "ValueError: " + "x" * 145 + "...",
+        "": "ValueError",
+    }
+    for message, text in lines.items():
+        assert error_text(ValueError(message)) == text
 
 
 def test_sys_exit_and_endless_recursion() -> None:
