@@ -2,7 +2,7 @@
 
 ``check.progress()`` shows what is done in this session, ``check.hidden`` is for the tests that students do
 not see. Importing this package is cheap: a lecture's exercises are loaded when one of them is first used.
-A new lecture adds one file beside this one and one line to :data:`LECTURES`.
+A new lecture adds one module or package beside this file and one line to :data:`LECTURES`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LECTURES = {
     "01": Lecture("Posterior collapse", "posterior_collapse",
-                  ("gaussian_kl", "elbo", "kl_weight", "free_bits", "active_units", "causal_mask")),
+                  ("gaussian_kl", "elbo", "active_units", "causal_mask", "kl_weight", "free_bits")),
 }
 
 _MODULE_OF = {name: lecture.module for lecture in LECTURES.values() for name in lecture.exercises}

@@ -1,6 +1,6 @@
 """Check an answer and say PASS, TODO or FAIL: what ``check.gaussian_kl(gaussian_kl)`` does.
 
-A lecture's file declares its exercises like this (``posterior_collapse.py`` is the pattern)::
+A lecture's module declares its exercises like this (``posterior_collapse`` is the pattern)::
 
     @exercise("the mean of each row")
     def row_mean(x: Tensor) -> Tensor:  # the reference; its name is the exercise's

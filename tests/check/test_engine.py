@@ -103,10 +103,10 @@ def test_progress_shows_each_lecture(capsys: pytest.CaptureFixture[str]) -> None
         "Lecture 01  Posterior collapse: 1 of 6 done",
         "  TODO  gaussian_kl",
         "  PASS  elbo                 2 tries",
-        "  FAIL  kl_weight            1 try",
-        "  -     free_bits",
         "  -     active_units",
         "  -     causal_mask",
+        "  FAIL  kl_weight            1 try",
+        "  -     free_bits",
     ]
 
 

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dgm_course.check.spec import Misconception
 
 from .students import EXERCISES, by_student
 
+LECTURES = Path(__file__).parents[2] / "lectures"
 MISTAKES = [pytest.param(e, m, id=f"{e.name}-{m.name}") for e in EXERCISES for m in e.mistakes]
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 
@@ -74,8 +76,16 @@ def test_the_register_names_what_the_files_declare() -> None:
     assert not modules & {*names, "progress", "hidden"}  # a module would hide the exercise of its name
     for lecture in check.LECTURES.values():
         module = importlib.import_module(f"dgm_course.check.{lecture.module}")
-        declared = [name for name, value in vars(module).items() if isinstance(value, Exercise)]
-        assert tuple(declared) == lecture.exercises
+        declared = {name for name, value in vars(module).items() if isinstance(value, Exercise)}
+        assert declared == set(lecture.exercises)
+
+
+def test_the_register_keeps_the_order_of_the_lecture() -> None:
+    for number, lecture in check.LECTURES.items():
+        (notebook,) = LECTURES.glob(f"{number}_*.ipynb")
+        text = notebook.read_text(encoding="utf-8")
+        called = re.findall(r"check\.(\w+)\(\1\)", text)  # check.elbo(elbo)
+        assert tuple(dict.fromkeys(called)) == lecture.exercises
 
 
 #: Code and formulas: calls, operators between operands, powers, halves, the names of functions.

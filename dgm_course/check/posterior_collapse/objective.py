@@ -1,4 +1,4 @@
-"""The exercises of lecture 01: what a VAE's objective is made of, and what keeps it from collapsing."""
+"""Lecture 01's exercises about the objective: the divergence, the bound, the warm-up, the free bits."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def _terms(mean: Tensor, log_var: Tensor) -> Tensor:
 def _(draw: Draw) -> Iterator[Case]:
     still = torch.zeros(2, 3)
     yield case("The divergence of N(0, I) from itself is 0.", mean=still, log_var=still)
+    for mean, log_var in (([1.0, 0.5], [0.3, -0.7]), ([-0.5, 2.0], [0.4, 0.7])):
+        yield case(mean=torch.tensor([mean]), log_var=torch.tensor([log_var]))
     for size in (1.0, 1e3):  # means and variances as extreme as float32 holds
         for sign in (-1.0, 1.0):
             yield case(mean=torch.tensor([[size * sign, 0.5]]), log_var=torch.tensor([[0.3, 40.0 * sign]]))
@@ -47,6 +49,8 @@ gaussian_kl.misconceptions(
              "The second argument was read as a standard deviation's logarithm. It is the variance's."),
     variance=(lambda m, s: 0.5 * (m**2 + s - torch.log(s) - 1).sum(1),
               "The second argument was read as the variance. It is a logarithm, and may be negative."),
+    log_of_log=(lambda m, s: 0.5 * (m**2 + torch.exp(s) - torch.log(s) - 1).sum(1),
+                "A logarithm was taken of what is one already, and may be negative."),
     no_half=(lambda m, s: 2 * _terms(m, s).sum(1),
              "Every answer is twice what it should be: look again at the constants of a Gaussian density."),
     batch_mean=(lambda m, s: _terms(m, s).sum(1).mean(), "The batch was averaged. Keep one number a row."),
@@ -55,6 +59,8 @@ gaussian_kl.misconceptions(
                 "The sum runs over the batch. It has to run over the dimensions of one row."),
     per_dimension=(lambda m, s: _terms(m, s),
                    "These are the single dimensions' divergences. What do independent ones give together?"),
+    axis_kept=(lambda m, s: _terms(m, s).sum(1, keepdim=True),
+               "The axis that was summed over is still there, with one entry. Let the sum drop it."),
     dimension_mean=(lambda m, s: _terms(m, s).mean(1),
                     "The dimensions were averaged. What do independent ones give together?"),
     reversed_order=(lambda m, s: _terms(m * torch.exp(-s / 2), -s).sum(1),
@@ -169,11 +175,13 @@ def _(draw: Draw) -> Iterator[Case]:
     log_p, kl = torch.tensor([-5.0, -7.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     known = {
         "Without free nats the objective is the mean bound.": (kl, 0.0),
-        "A collapsed dimension pays the free nats.": (0 * kl, 0.5),
+        "A collapsed dimension pays the free nats.": (0 * kl, 1.0),
         "A dimension above the free nats pays what it uses.": (kl, 1.0),
     }
     for title, (used, free_nats) in known.items():
         yield case(title, log_likelihood=log_p, kl_per_dim=used, free_nats=free_nats)
+    yield case("A sample may use less than the free nats where another makes up for it.",
+               log_likelihood=log_p / 2, kl_per_dim=torch.tensor([[0.0, 6.0], [6.0, 0.0]]), free_nats=2.0)
     for _ in range(draw.count):
         dtype, rows, dims = draw.dtype(), draw.integer(2, 5), draw.integer(1, 6)
         free_nats = draw.choose([0.05, 0.5, 2.0])
@@ -204,97 +212,14 @@ free_bits.misconceptions(
     axes_swapped=(lambda x, kl, c: x.mean() - kl.mean(1).clamp(min=c).sum(), "Axes are the wrong way round."),
     per_row=(lambda x, kl, c: x - _paid(kl, c).sum(),
              "There is still one number a row. One number for the whole batch is asked for."),
-)
-
-# ---- active_units: (n, d), threshold -> count
-
-
-@exercise("how many latent units are active", returns="count")
-def active_units(means: Tensor, threshold: float = 0.01) -> int:
-    return int((_variance(means) > threshold).sum())
-
-
-def _variance(means: Tensor) -> Tensor:
-    return (means - means.mean(0)).square().mean(0)  # (d,)
-
-
-@active_units.inputs
-def _(draw: Draw) -> Iterator[Case]:
-    yield case("A unit that never moves is not active.", means=torch.ones(4, 3))
-    yield case("To be active, a unit has to exceed the threshold.", means=torch.zeros(4, 2), threshold=0.0)
-    yield case("A single data point shows no activity.", means=torch.tensor([[3.0, -2.0]]))
-    yield case("The threshold is 0.01 if none is given.", means=torch.tensor([[0.0, 0.0], [1.0, 0.02]]))
-    for _ in range(draw.count):
-        rows, units, threshold = draw.integer(4, 9), draw.integer(1, 6), draw.choose([0.01, 0.1, 1.0])
-        near = 1 - 0.5 / rows  # of the threshold: between the variances by 1/n and by 1/(n - 1)
-        ratios = torch.tensor([draw.choose([0.02, 0.5, near, near, 2.0, 30.0]) for _ in range(units)])
-        noise = draw.normal(rows, units)
-        noise = (noise - noise.mean(0)) / _variance(noise).sqrt() * (ratios * threshold).sqrt()
-        yield case(means=(noise + draw.uniform(units, low=-1, high=1)).to(draw.dtype()), threshold=threshold)
-
-
-active_units.misconceptions(
-    sample_variance=(lambda m, t=0.01: int((m.var(0) > t).sum()),
-                     "The variance of a sample (n - 1) was taken. Here the n points are all there is."),
-    over_units=(lambda m, t=0.01: int((m.var(1, correction=0) > t).sum()),
-                "The variance was taken over the units. It has to be taken over the data points."),
-    standard_deviation=(lambda m, t=0.01: int((_variance(m).sqrt() > t).sum()),
-                        "The standard deviation was compared with a threshold that is for variances."),
-    second_moment=(lambda m, t=0.01: int((m.square().mean(0) > t).sum()),
-                   "This measures how far a unit is from 0. Active is one that moves with the data."),
-    inactive=(lambda m, t=0.01: int((_variance(m) <= t).sum()), "These are the units that are not active."),
-    at_threshold=(lambda m, t=0.01: int((_variance(m) >= t).sum()),
-                  "A unit that only just reaches the threshold was counted. It has to exceed it."),
-    fixed_threshold=(lambda m, t=0.01: int((_variance(m) > 0.01).sum()),
-                     "The threshold is fixed inside the function. Use the one that is passed in."),
-    which_units=(lambda m, t=0.01: _variance(m) > t, "This says which units are active. How many are they?"),
-    share=(lambda m, t=0.01: float((_variance(m) > t).double().mean()),
-           "This is a share of the units. How many are they?"),
-)
-
-# ---- causal_mask: num_pixels, window -> (m, m)
-
-
-@exercise("which inputs each output may read", returns="mask", library=("causal_window_mask", "MaskedMLP"))
-def causal_mask(num_pixels: int, window: int) -> Tensor:
-    return _between(num_pixels, 1, window)
-
-
-def _between(num_pixels: int, low: int, high: int) -> Tensor:
-    back = torch.arange(num_pixels) - torch.arange(num_pixels)[:, None]  # (m, m), [i, j]: j - i
-    return (back >= low) & (back <= high)
-
-
-@causal_mask.inputs
-def _(draw: Draw) -> Iterator[Case]:
-    yield case("With a window of 0 nothing may be read.", num_pixels=3, window=0)
-    yield case("A single pixel has nothing to read.", num_pixels=1, window=2)
-    for _ in range(draw.count):
-        num_pixels = draw.integer(1, 9)
-        yield case(num_pixels=num_pixels, window=draw.integer(1, num_pixels + 1))
-
-
-@causal_mask.holds("No output may read its own input.")
-def _(mask: np.ndarray, num_pixels: int, window: int) -> bool:
-    return not mask.diagonal().any()
-
-
-@causal_mask.holds("No output may read a later input (rows are inputs, columns are outputs).")
-def _(mask: np.ndarray, num_pixels: int, window: int) -> bool:
-    return not np.tril(mask, -1).any()
-
-
-causal_mask.misconceptions(
-    transposed=(lambda m, w: _between(m, 1, w).T, "The mask is transposed: a row is for an input."),
-    with_diagonal=(lambda m, w: _between(m, 0, w), "Every output may read its own input, and copy it."),
-    shifted=(lambda m, w: _between(m, 0, w - 1),
-             "The window is shifted by one: it holds the pixel itself, and leaves out the furthest."),
-    too_short=(lambda m, w: _between(m, 1, w - 1), "The window is one pixel too short."),
-    too_long=(lambda m, w: _between(m, 1, w + 1), "The window is one pixel too long."),
-    no_window=(lambda m, w: _between(m, 1, m), "The window is ignored: everything earlier is readable."),
-    both_sides=(lambda m, w: _between(m, 1, w) | _between(m, 1, w).T,
-                "The window reaches to both sides. Later pixels must stay hidden."),
-    inverted=(lambda m, w: ~_between(m, 1, w), "Zeros and ones have changed places: 1 means readable."),
-    far_end_only=(lambda m, w: _between(m, max(w, 1), w), "Only the far end of the window is readable."),
-    beyond_window=(lambda m, w: _between(m, w + 1, m), "What the window should show is what it hides."),
+    per_row_clamped=(lambda x, kl, c: x - kl.clamp(min=c).sum(1),
+                     "Each row was compared with the free nats by itself, and one number a row is left. The "
+                     "comparison is for a dimension's batch average, and one number is asked for."),
+    max_with_number=(lambda x, kl, c: x.mean() - torch.max(kl.mean(0), c).sum(),
+                     "This function takes the larger of two tensors, but the free nats are a plain number."),
+    maximum_with_number=(lambda x, kl, c: x.mean() - torch.maximum(kl.mean(0), c).sum(),
+                         "The free nats are a plain number: make a tensor of them, or look for a function "
+                         "that takes a number as its limit."),
+    builtin_max=(lambda x, kl, c: x.mean() - max(kl.mean(0), c).sum(),
+                 "Python's own comparison is for single numbers. Compare a whole tensor entry by entry."),
 )
