@@ -3,14 +3,22 @@
 The answer runs in a thread of its own while the calling thread waits: that works alike in a Jupyter kernel's
 main thread, in one of its subshell threads, and on Windows, where no alarm signal exists. When its time is
 up, an exception is raised *inside* that thread, again and again, since an answer may catch it. What still
-will not stop (a loop that catches everything, one long call into C) is left behind and reported as such: the
+will not stop (a loop that catches everything, a call that blocks) is left behind and reported as such: the
 check returns all the same. An alarm signal in the main thread could not reach the other threads, and it
 could not give up: an answer that catches everything would hang the kernel.
 
-Around the run the random states (torch, numpy, ``random``) are set to known values and then put back, what
-the answer prints is kept from the screen, and its warnings are dropped. Calls into the library function that
-the exercise asks for are seen as they happen, by a profile function that looks at the file and the name of
-every Python function called: an alias, ``functools.partial`` or a wrapper makes no difference.
+The limit has one gap. It is kept by the waiting thread, which runs only when the answer lets go of Python's
+global interpreter lock. Bytecode does so every few milliseconds, and so do torch, a sleep and a socket; one
+long call into C that holds the lock, such as ``sum(range(3 * 10**8))``, does not. It holds up the check, and
+the whole kernel, until it returns; the answer is stopped and reported then. Nothing inside the process can
+do better, so where answers are graded they must run jailed in a process of their own, with a limit outside.
+
+Around the run the random states (torch, numpy, ``random``) are set to known values and then put back, as are
+torch's default type and thread count; what the answer prints is kept from the screen, and its warnings are
+dropped. Calls into the library function that the exercise asks for are seen as they happen, by a profile
+function that looks at the file and the name of every Python function called: an alias,
+``functools.partial`` or a wrapper makes no difference, nor does a thread that the answer starts. A thread
+that was there before the check, such as that of a pool the student has already used, is not watched.
 """
 
 from __future__ import annotations
@@ -51,8 +59,8 @@ _NOT_THE_STUDENT = tuple(
 )
 
 
-class TimeUp(SystemExit):
-    """Raised inside an answer whose time is up. A SystemExit: a thread that dies of it prints nothing."""
+class _Settled(KeyboardInterrupt):
+    """Raised by a thread inside itself and caught at once, unless the user's own interrupt cuts in."""
 
 
 @dataclass
@@ -96,23 +104,24 @@ class Worker(threading.Thread):
         self.answer, self.cases, self.num_parts = answer, cases, num_parts
         self.library: Collection[str] = ()
         self.result = Run()
-        self._watcher = self._watch
+        self.over = False  # the check no longer waits for this thread
+        self.watcher = self._watch  # bound once, so that ``is`` tells whether it is still in place
 
     def run(self) -> None:
         """Call the answer on every case, in order."""
         try:
             for case in self.cases:
                 self.result.outcomes.append(self._call(case))
-        except TimeUp:
+        except SystemExit:
             return
 
     def halt(self) -> None:
-        """Raise TimeUp in this thread until it ends or the grace is over, at uneven intervals."""
+        """Raise SystemExit in this thread until it ends or the grace is over, at uneven intervals."""
         until = time.monotonic() + GRACE
         for turn in range(10**6):
             if not self.is_alive() or time.monotonic() > until:
                 return
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(TimeUp))
+            _raise_exit(self.ident)
             self.join(0.001 * (1 + turn % 7))
 
     def _call(self, case: Case) -> Outcome:
@@ -121,22 +130,26 @@ class Worker(threading.Thread):
         changed: tuple[str, ...] = ()
         error = line = ""
         try:
-            sys.setprofile(self._watcher)
+            sys.setprofile(self.watcher)
             try:
                 raw = self.answer(*given)
-                self.result.unwatched |= sys.getprofile() is not self._watcher
+                theirs = getattr(threading.getprofile(), "__func__", None)  # or another check's
+                self.result.unwatched |= sys.getprofile() is not self.watcher or theirs is not Worker._watch
             finally:
                 sys.setprofile(None)
             parts, changed = take_out(raw, self.num_parts), case.changed(given)
             del raw
-        except TimeUp:
-            raise
         except BaseException as caught:
+            if self.result.stopped and isinstance(caught, SystemExit):  # from `halt`, not the answer's own
+                raise
             error, line = error_text(caught), _students_line(caught.__traceback__)
         printed = "".join(s.taken() for s in (sys.stdout, sys.stderr) if isinstance(s, Captured))
         return Outcome(parts, error, line, changed, printed)
 
     def _watch(self, frame: FrameType, event: str, _: object) -> None:
+        if self.over:  # a thread that the answer left behind
+            sys.setprofile(None)
+            return
         if event != "call" or self.result.library_call:
             return
         code = frame.f_code
@@ -161,7 +174,7 @@ def run(
     """
     worker = Worker(answer, cases, num_parts)
     worker.library = library
-    with _kept_session() as random_change, _captured(worker):
+    with _kept_session() as random_change, _captured(worker), _watched(worker):
         worker.start()
         try:
             worker.join(time_limit)
@@ -177,6 +190,30 @@ def run(
     return Run(list(result.outcomes), result.stopped, result.library_call, unwatched, changed)
 
 
+def _raise_exit(ident: int | None) -> None:
+    """Raise SystemExit in the thread ``ident`` as soon as it executes bytecode, and harm no other thread.
+
+    A SystemExit, and no subclass: a thread that dies of it prints nothing.
+
+    Python 3.11 has one flag that tells all threads that one of them has something to raise, and clears it
+    when an exception is raised: never, if that thread is blocked in C or has just ended. As long as the flag
+    is set, every thread that has a profile or trace function (the next check's, a debugger's) executes the
+    first instruction of the next function it calls for ever. So the calling thread raises an exception of its
+    own, which clears the flag, before it calls anything else. A blocked thread keeps its exception and raises
+    it when it is back from C. Later versions do not need this, and it does no harm there.
+    """
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    other, leave = ctypes.c_ulong(ident), ctypes.py_object(SystemExit)
+    me, settled = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(_Settled)
+    try:
+        raise_in(other, leave)
+        raise_in(me, settled)
+        for _ in range(10**6):  # it is raised here at the latest, in the first turns
+            pass
+    except _Settled:
+        pass
+
+
 @contextmanager
 def plain_defaults() -> Iterator[None]:
     """float32 and the CPU as torch's defaults inside, whatever the student's session has set."""
@@ -187,6 +224,18 @@ def plain_defaults() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _watched(worker: Worker) -> Iterator[None]:
+    """The threads started inside have the worker's profile function, and lose it afterwards."""
+    kept = threading.getprofile()
+    threading.setprofile(worker.watcher)
+    try:
+        yield
+    finally:
+        worker.over = True
+        threading.setprofile(kept)
 
 
 @contextmanager
@@ -204,7 +253,7 @@ def _captured(worker: Worker) -> Iterator[None]:
 @contextmanager
 def _kept_session() -> Iterator[Callable[[], tuple[str, ...]]]:
     """Known random states inside, the student's own afterwards; yields what tells which have changed."""
-    cpu, cuda = torch.default_generator, torch.cuda.is_initialized()
+    cpu, cuda, threads = torch.default_generator, torch.cuda.is_initialized(), torch.get_num_threads()
     kept = cpu.get_state(), np.random.get_state(), random.getstate(), torch.get_default_dtype()
     kept_cuda = torch.cuda.get_rng_state_all() if cuda else []
     cpu.manual_seed(INNER_SEED)
@@ -222,6 +271,7 @@ def _kept_session() -> Iterator[Callable[[], tuple[str, ...]]]:
         np.random.set_state(kept[1])
         random.setstate(kept[2])
         torch.set_default_dtype(kept[3])
+        torch.set_num_threads(threads)
         if cuda:
             torch.cuda.set_rng_state_all(kept_cuda)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,17 @@ each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.n
 
 
 @each_exercise
-def test_a_right_answer_passes_within_a_second(exercise: Exercise) -> None:
-    began = time.perf_counter()
+def test_a_right_answer_passes(exercise: Exercise) -> None:
     verdict = exercise.check(by_student(exercise.reference))
     assert verdict.passed, verdict.text
     assert not verdict.note
-    assert time.perf_counter() - began < 1.0
+
+
+@each_exercise
+def test_a_check_is_light(exercise: Exercise) -> None:
+    cases = exercise.draw(seed=0)
+    assert len(cases) <= 60
+    assert all(torch.as_tensor(value).numel() <= 1000 for case in cases for value in case.arguments.values())
 
 
 @each_exercise
