@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dgm_course.notebooks.source import read_source
 
 from .lab import NotebookPage
 
@@ -26,19 +29,12 @@ _PICTURES = """
 _IN_KERNEL = """
   const kernel = panel.sessionContext.session.kernel;
   const future = kernel.requestExecute(
-    {code: argument[0], silent: true, store_history: false, user_expressions: {value: argument[1]}});
+    {code: '', silent: true, store_history: false, user_expressions: {value: argument}});
   return future.done.then(reply => {
     const value = reply.content.user_expressions.value;
     return value.status === 'ok' ? value.data['text/plain'] : 'failed: ' + value.evalue;
   });
 """
-_DEMOS = """
-import gc as _gc, json as _json
-from dgm_course.demos.engine import LiveDemo as _LiveDemo
-_found = [demo for demo in _gc.get_objects() if type(demo) is _LiveDemo]
-"""
-_NUMBERS = "_json.dumps([[d.name, d.values, dict(d.numbers(d.compute(**d.values)))] for d in _found])"
-
 # Note the time of the next key and of the frame in which the next picture stands; return what is there now.
 _STOPWATCH = """area => {
   const image = () => area.querySelector('.jp-RenderedImage img');
@@ -64,10 +60,11 @@ def pictures(notebook: NotebookPage) -> list[dict[str, int]]:
     return notebook.evaluate(_PICTURES)
 
 
-def library_numbers(notebook: NotebookPage) -> list[tuple[str, dict[str, Any], dict[str, str]]]:
-    """Return name, control values and freshly computed numbers of every demo that lives in the kernel."""
-    text = notebook.evaluate(_IN_KERNEL, [_DEMOS, _NUMBERS])
-    return [tuple(found) for found in json.loads(ast.literal_eval(text))]
+def in_kernel(notebook: NotebookPage, expression: str) -> Any:  # noqa: ANN401
+    """Return the value of a Python expression over the notebook's own variables, as JSON carries it."""
+    text = notebook.evaluate(_IN_KERNEL, f"__import__('json').dumps({expression})")
+    assert not text.startswith("failed: "), f"{expression}: {text}"
+    return json.loads(ast.literal_eval(text))
 
 
 class DemoCard:
@@ -118,13 +115,38 @@ def demo_cards(notebook: NotebookPage) -> list[DemoCard]:
     return [DemoCard(notebook, k) for k in range(notebook.page.locator(".dgm-demo").count())]
 
 
-def answer(notebook: NotebookPage, name: str, source: str) -> str:
-    """Type an answer into exercise ``name``'s cell, run it and its check; return what the check printed."""
-    sources = ["".join(cell["source"]) for cell in notebook.cells()]
-    (stub,) = [k for k, text in enumerate(sources) if text.lstrip().startswith(f"def {name}(")]
-    (check,) = [k for k, text in enumerate(sources) if f"check.{name}({name})" in text]
-    notebook.type_into(stub, source)
-    notebook.run_cell(stub)
-    notebook.run_cell(check)
-    outputs = notebook.cells()[check]["outputs"]
+class Exercise(NamedTuple):
+    """An exercise of an open notebook: its name, the places of its cell and its check, its solution."""
+
+    name: str
+    cell: int
+    check: int
+    solution: str
+
+
+def exercises(notebook: NotebookPage, source: Path) -> list[Exercise]:
+    """Return the exercises of ``source``, a lecture's ``.py`` file, as they stand in the open notebook."""
+    places = {cell["id"]: k for k, cell in enumerate(notebook.cells())}
+    graded = [cell for cell in read_source(source).cells if "nbgrader" in cell.metadata]
+    by_name = {cell.metadata.nbgrader.grade_id.split("-", 1)[1]: cell for cell in graded}
+    return [
+        Exercise(name, places[cell["id"]], places[by_name[f"check-{name}"]["id"]], cell.source)
+        for name, cell in by_name.items()
+        if cell.metadata.nbgrader.solution
+    ]
+
+
+def printed(notebook: NotebookPage, cell: int) -> str:
+    """Return what a cell printed."""
+    outputs = notebook.cells()[cell]["outputs"]
     return "".join("".join(output.get("text", "")) for output in outputs)
+
+
+def answer(notebook: NotebookPage, exercise: Exercise, source: str) -> str:
+    """Type an answer into the exercise's cell, run it and its check; return what the check printed."""
+    notebook.type_into(exercise.cell, source)
+    typed = "".join(notebook.cells()[exercise.cell]["source"])
+    assert typed == source, "the editor holds another text than was typed"
+    notebook.run_cell(exercise.cell)
+    notebook.run_cell(exercise.check)
+    return printed(notebook, exercise.check)

@@ -2,37 +2,54 @@
 
 The student edition is copied first: nothing here writes into ``lectures/``. Lecture 01 is part of
 ``make test``, the others of ``make test-all``. Pictures of each lecture in both themes are left in
-``.artifacts/screenshots``.
+``.artifacts/screenshots``, and times in ``.artifacts``: no test holds a clock against a machine.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from pathlib import Path
 from statistics import quantiles
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import nbformat
 import pytest
 
 from .lab import Lab, NotebookPage
-from .look import answer, demo_cards, library_numbers, pictures
+from .look import answer, demo_cards, exercises, in_kernel, pictures, printed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
-SHOTS = ROOT / ".artifacts" / "screenshots"
+ARTIFACTS = ROOT / ".artifacts"
+SHOTS = ARTIFACTS / "screenshots"
 LECTURES = sorted((ROOT / "lectures").glob("*.ipynb"))
 
-#: lecture -> exercise, a wrong answer, a word of the verdict it must get, a right answer
-ANSWERS = {
-    "01_posterior_collapse": (
-        "gaussian_kl",
-        "def gaussian_kl(mean, log_var):\n    return (mean**2 + log_var.exp() - 1 - log_var).sum(-1)",
-        "twice",
-        "def gaussian_kl(mean, log_var):\n    return 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(-1)",
+
+class Expected(NamedTuple):
+    """What is particular to a lecture."""
+
+    demos: dict[str, str]  # from top to bottom: its numbers, from the notebook's variables and ``values``
+    exercise: str
+    wrong: str  # an answer to it ...
+    hint: str  # ... and a word of the hint that it must get
+
+
+DEMOS = {
+    "phase_diagram": "phase_diagram.numbers(phase_diagram.compute(**values, eigenvalues=eigenvalues))",
+    "receptive_field":
+        "receptive_field.numbers(receptive_field.compute(receptive_field.tabulate(bit_vaes), **values))",
+}  # fmt: skip
+EXPECTED = {
+    "01_posterior_collapse": Expected(
+        demos=DEMOS,
+        exercise="gaussian_kl",
+        wrong="def gaussian_kl(mean, log_var):\n    return (mean**2 + log_var.exp() - 1 - log_var).sum(-1)",
+        hint="twice",
     ),
 }
 
@@ -45,10 +62,14 @@ def _marked(notebook: Path) -> object:
 @pytest.mark.browser
 @pytest.mark.parametrize("source", [_marked(notebook) for notebook in LECTURES])
 def test_lecture_lives(source: Path, lab: Lab, browser: Browser) -> None:
+    assert source.stem in EXPECTED, f"add {source.stem} to EXPECTED: its demos, and a wrong answer"
+    expected = EXPECTED[source.stem]
     shutil.copy(source, lab.root)
     page = browser.new_page(viewport={"width": 1280, "height": 1300})
     notebook = NotebookPage(page, lab, source.name)
+    start = time.perf_counter()
     notebook.run_all(timeout=180)
+    record(f"run_all_{source.stem}", {"seconds": round(time.perf_counter() - start, 1)})
     for theme in ("dark", "light"):
         notebook.set_theme(theme)
         notebook.write_slices(SHOTS, f"{source.stem}-{theme}")
@@ -56,21 +77,41 @@ def test_lecture_lives(source: Path, lab: Lab, browser: Browser) -> None:
     drawn = pictures(notebook)
     assert drawn, "a lecture has figures"
     assert [cell for cell in drawn if cell["wanted"] != cell["drawn"] or cell["plates"]] == []
-
-    check_demos(notebook, at_least=2 if source.stem.startswith("01_") else 1)
-    assert source.stem in ANSWERS, f"add a wrong and a right answer of {source.stem} to ANSWERS"
-    name, wrong, hint, right = ANSWERS[source.stem]
-    verdict = answer(notebook, name, wrong)
-    assert "FAIL" in verdict and hint in verdict
-    verdict = answer(notebook, name, right)
-    assert "PASS" in verdict and "FAIL" not in verdict
+    check_demos(notebook, expected.demos)
+    check_exercises(notebook, source.stem)
     page.close()
 
 
-def check_demos(notebook: NotebookPage, at_least: int) -> None:
+def record(name: str, measured: dict[str, object]) -> None:
+    """Write a measurement down."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    (ARTIFACTS / f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+
+
+def check_exercises(notebook: NotebookPage, lecture: str) -> None:
+    """Unanswered all are TODO, a wrong answer is told its mistake, and the solutions score full marks."""
+    expected, asked = EXPECTED[lecture], exercises(notebook, ROOT / "solutions" / "src" / f"{lecture}.py")
+    last = len(notebook.cells()) - 1
+    for exercise in asked:
+        assert printed(notebook, exercise.check).startswith(f"TODO  {exercise.name}\n")
+    assert f": 0 of {len(asked)} done\n" in printed(notebook, last)
+
+    (tried,) = [exercise for exercise in asked if exercise.name == expected.exercise]
+    verdict = answer(notebook, tried, expected.wrong)
+    assert verdict.startswith(f"FAIL  {tried.name}\n") and expected.hint in verdict
+
+    verdicts = {exercise.name: answer(notebook, exercise, exercise.solution) for exercise in asked}
+    assert verdicts == {name: f"PASS  {name}\n" for name in verdicts}
+    notebook.run_cell(last)
+    table = printed(notebook, last)
+    assert f": {len(asked)} of {len(asked)} done\n" in table and table.count("\n  PASS  ") == len(asked)
+    assert notebook.errors() == []
+
+
+def check_demos(notebook: NotebookPage, demos: dict[str, str]) -> None:
     """Move every slider of every demo by a key: picture and numbers follow and are the library's."""
     cards = demo_cards(notebook)
-    assert len(cards) >= at_least
+    assert [card.name for card in cards] == list(demos)
     for card in cards:
         start = card.values()
         for slider in range(card.handles.count()):
@@ -79,23 +120,24 @@ def check_demos(notebook: NotebookPage, at_least: int) -> None:
             assert card.values() != values
             assert card.numbers() != numbers
             assert (card.picture() == picture) is False  # no diff of two pictures on failure
-        here = (card.name, pytest.approx(card.values()))
-        assert card.numbers() in [said for *place, said in library_numbers(notebook) if tuple(place) == here]
+        library = in_kernel(notebook, f"(lambda values: {demos[card.name]})({card.values()!r})")
+        assert card.numbers() == library
         card.reset()
-        assert card.values() == pytest.approx(start)
+        # The page moves a start value between two steps of a slider to the nearer one; a key moves by 12 %.
+        assert card.values() == pytest.approx(start, rel=0.06)
 
 
 @pytest.mark.browser
 @pytest.mark.long
 def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
-    """From a key on a slider to the picture that answers it: 95 of 100 under 100 ms on two quiet cores.
+    """From a key on a slider to the picture that answers it: each answer comes; how long it took is written.
 
-    The median is held against it, so that a busy machine does not fail it; both are written down.
+    The goal, on two quiet cores, is 100 ms for 95 of 100 keys.
     """
     cells = [
         "from dgm_course.demos import phase_diagram, receptive_field",
-        "phase_diagram.show()",
-        "receptive_field.show(receptive_field.train_default(steps=20, progress=False))",
+        "eigenvalues = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)\nphase_diagram.show(eigenvalues)",
+        "bit_vaes = receptive_field.train_default(steps=20, progress=False)\nreceptive_field.show(bit_vaes)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -103,12 +145,16 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 1300})
     opened = NotebookPage(page, lab, "demos.ipynb")
     opened.run_all()
-    check_demos(opened, at_least=2)
-    measured = {}
+    check_demos(opened, DEMOS)
+    measured: dict[str, object] = {"goal": "p95 under 100 ms on two quiet cores"}
     for card in demo_cards(opened):
-        times = [card.press("ArrowRight" if k % 2 else "ArrowLeft") for k in range(40)]
-        measured[card.name] = {"median_ms": quantiles(times, n=20)[9], "p95_ms": quantiles(times, n=20)[18]}
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    (SHOTS / "slider_to_pixels.json").write_text(json.dumps(measured, indent=1))
-    assert all(found["median_ms"] < 100 for found in measured.values()), measured
+        times = []
+        for k in range(40):
+            before = card.picture()
+            times.append(card.press("ArrowRight" if k % 2 else "ArrowLeft"))
+            assert (card.picture() == before) is False
+        assert all(math.isfinite(took) and took > 0 for took in times), times
+        parts = quantiles(times, n=20)
+        measured[card.name] = {"median_ms": round(parts[9], 1), "p95_ms": round(parts[18], 1)}
+    record("slider_to_pixels", measured)
     page.close()
