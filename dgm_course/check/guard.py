@@ -211,7 +211,7 @@ def _raise_exit(ident: int | None) -> None:
         for _ in range(10**6):  # it is raised here at the latest, in the first turns
             pass
     except _Settled:
-        pass
+        return  # the flag is cleared, which is all that this exception is for
 
 
 @contextmanager

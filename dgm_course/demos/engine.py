@@ -57,10 +57,14 @@ _SLIDER = {"description_width": "initial", "handle_color": plots.BLUE}
 def log_slider(
     label: str, value: float, low: float, high: float, step: float = 0.05
 ) -> ipywidgets.FloatLogSlider:
-    """Return a slider from ``low`` to ``high`` whose arrow keys move ``log10`` of its value by ``step``."""
+    """Return a slider from ``low`` to ``high`` whose arrow keys move ``log10`` of its value by ``step``.
+
+    ``value`` goes to the nearest of its positions, where the page would put it anyway.
+    """
+    position = round(np.log10(value / low) / step)
     return ipywidgets.FloatLogSlider(
-        value=value, min=np.log10(low), max=np.log10(high), step=step, description=label, tooltip=label,
-        readout_format=".3g", style=_SLIDER,
+        value=low * 10 ** (position * step), min=np.log10(low), max=np.log10(high), step=step,
+        description=label, tooltip=label, readout_format=".3g", style=_SLIDER,
     )
 
 

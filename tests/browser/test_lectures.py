@@ -123,8 +123,7 @@ def check_demos(notebook: NotebookPage, demos: dict[str, str]) -> None:
         library = in_kernel(notebook, f"(lambda values: {demos[card.name]})({card.values()!r})")
         assert card.numbers() == library
         card.reset()
-        # The page moves a start value between two steps of a slider to the nearer one; a key moves by 12 %.
-        assert card.values() == pytest.approx(start, rel=0.06)
+        assert card.values() == pytest.approx(start, rel=1e-6)  # the page computes the steps in its own way
 
 
 @pytest.mark.browser
