@@ -59,6 +59,28 @@ def gaussian_kl(
     return gaussian_kl_per_dim(mean, log_var, other_mean, other_log_var).sum(-1)
 
 
+def gaussian_chi2(
+    mean: Tensor, log_var: Tensor, other_mean: Tensor | float = 0.0, other_log_var: Tensor | float = 0.0
+) -> Tensor:
+    """chi2(p || q) = ``E_q[(p / q)^2] - 1`` of p = N(mean, diag exp(log_var)), q = N(other_mean, ...).
+
+    With precisions a of p and b of q and the gap delta of their means, one dimension gives
+    ``1 + chi2 = a / sqrt(b (2a - b)) exp(a b delta^2 / (2a - b))``, infinite unless ``b < 2a``: q's tails
+    must not be too light. Dimensions multiply. The default q is N(0, I).
+
+    Shapes: the arguments broadcast to ``(..., d)``, the result is ``(...)``. Raises ``ValueError`` if the
+    event sizes ``d`` differ. Ledger I3.
+    """
+    _check_event(mean=mean, log_var=log_var, other_mean=other_mean, other_log_var=other_log_var)
+    b_over_a = torch.exp(log_var - other_log_var)  # (..., d)
+    room = 2.0 - b_over_a  # (2a - b) / a
+    finite = room > 0
+    room = torch.where(finite, room, 1.0)
+    square = (mean - other_mean) ** 2 * torch.exp(-_like(other_log_var, b_over_a))  # b delta^2
+    terms = square / room - 0.5 * torch.log(b_over_a * room)
+    return torch.expm1(torch.where(finite, terms, math.inf).sum(-1))
+
+
 def gaussian_entropy(log_var: Tensor) -> Tensor:
     """Entropy ``1/2 sum_j (1 + log 2 pi + log_var_j)`` of a diagonal Gaussian: ``(..., d) -> (...)``."""
     return 0.5 * (1.0 + LOG_2PI + log_var).sum(-1)

@@ -22,7 +22,7 @@ FLOORS = {
     "numerics": 0, "gaussian": 0,
     "mixtures": 1, "logistic_mixture": 1, "divergences": 1, "bounds": 1, "two_sample": 1, "gan": 1, "nets": 1,
     "data": 1, "em": 1,
-    "linear_gaussian": 2, "linear_vae": 2, "flows": 2, "reversible": 2,
+    "linear_gaussian": 2, "linear_vae": 2, "gaussian_toy": 2, "flows": 2, "reversible": 2,
     "vae": 3, "priors": 3, "dequantization": 3, "surgery": 3,
     "train": 4, "plots": 4, "pictures": 4,
     "demos": 5, "check": 5,

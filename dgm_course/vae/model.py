@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dgm_course.gaussian import gaussian_kl_per_dim, gaussian_sample
+from dgm_course.gaussian import gaussian_kl_per_dim, gaussian_log_prob, gaussian_sample
 from dgm_course.nets import Stackable, members_of
 from dgm_course.vae.decoders import Decoder
 
@@ -75,10 +75,46 @@ class VAE(Stackable):
         if num_samples == 1:
             z = gaussian_sample(mean, log_var, generator=generator)
             return ELBOTerms(self.decoder.log_prob(x, z), kl_per_dim)
-        sample_dim = 0 if self.members is None else 1
+        z = self._draw(mean, log_var, num_samples, generator)
+        return ELBOTerms(self.decoder.log_prob(x, z).mean(self._sample_dim), kl_per_dim)
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x, z) = log p(z) + log p(x|z)``: batch shape, nats."""
+        return gaussian_log_prob(z, 0.0, 0.0) + self.decoder.log_prob(x, z)
+
+    def log_weights(
+        self,
+        x: Tensor,
+        *,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        stop_score: bool = False,
+    ) -> Tensor:
+        """``log w_k = log p(x, z_k) - log q(z_k|x)`` of K reparametrised samples: ``([E,] K, B)``, nats.
+
+        The K samples are the second dimension from the end: ``iwae_bound(log_w, dim=-2)``. With
+        ``stop_score`` the encoder's parameters inside ``log q`` are held fixed, as the doubly reparametrised
+        gradient needs them. ``x (B, m)``, or ``(E, B, m)`` for stacked members. Ledger I1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        mean, log_var = self.encode(x)
+        z = self._draw(mean, log_var, num_samples, generator)
+        if stop_score:
+            mean, log_var = mean.detach(), log_var.detach()
+        mean, log_var = mean.unsqueeze(self._sample_dim), log_var.unsqueeze(self._sample_dim)
+        return self.log_joint(x, z) - gaussian_log_prob(z, mean, log_var)
+
+    @property
+    def _sample_dim(self) -> int:
+        return 0 if self.members is None else 1
+
+    def _draw(
+        self, mean: Tensor, log_var: Tensor, num_samples: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """S samples of q(z|x): ``(S, B, d)`` or ``(E, S, B, d)``."""
         z = gaussian_sample(mean, log_var, generator=generator, sample_shape=(num_samples,))
-        z = z.movedim(0, sample_dim)  # (S, B, d) or (E, S, B, d)
-        return ELBOTerms(self.decoder.log_prob(x, z).mean(sample_dim), kl_per_dim)
+        return z.movedim(0, self._sample_dim)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """``n`` draws of x from the model: ``(n, m)``, or ``(E, n, m)``, each member with its own z."""

@@ -1,4 +1,4 @@
-"""Lower bounds of the log-likelihood, and estimators of their gradients."""
+"""The evidence lower bound in its three forms, and two estimators of its gradient."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reparametrised_gradient(
     Shapes: ``mean`` and ``log_var`` ``(d,)``, result ``(num_samples, 2d)``. ``log_joint`` maps ``(S, d)`` to
     ``(S,)``. Raises ``ValueError`` on any other shape. Ledger C3.
     """
-    _check_family(mean, log_var, num_samples)
+    check_family(mean, log_var, num_samples)
     with torch.enable_grad():
         # one copy of the parameters for each sample, so that one backward pass yields every sample's gradient
         means = mean.detach().repeat(num_samples, 1).requires_grad_()  # (S, d)
@@ -71,7 +71,7 @@ def reparametrised_gradient(
             log_q = gaussian_log_prob(z, mean.detach(), log_var.detach())  # (S,)
         else:
             log_q = gaussian_log_prob(z, means, log_vars)  # (S,)
-        log_w = _evaluate(log_joint, z) - log_q  # (S,)
+        log_w = evaluate(log_joint, z) - log_q  # (S,)
         gradients = torch.autograd.grad(log_w.sum(), (means, log_vars))
     return torch.cat(gradients, dim=-1)
 
@@ -95,7 +95,7 @@ def score_function_gradient(
     ``(num_samples, 2d)``. ``log_joint`` maps ``(S, d)`` to ``(S,)``. Raises ``ValueError`` on any other
     shape. Ledger C3.
     """
-    _check_family(mean, log_var, num_samples)
+    check_family(mean, log_var, num_samples)
     if isinstance(baseline, Tensor) and baseline.shape not in ((), (num_samples,)):
         raise ValueError(
             f"baseline must be one number or have shape ({num_samples},), got {tuple(baseline.shape)}: "
@@ -103,7 +103,7 @@ def score_function_gradient(
         )
     with torch.no_grad():
         z = gaussian_sample(mean, log_var, generator=generator, sample_shape=(num_samples,))  # (S, d)
-        log_w = _evaluate(log_joint, z) - gaussian_log_prob(z, mean, log_var)  # (S,)
+        log_w = evaluate(log_joint, z) - gaussian_log_prob(z, mean, log_var)  # (S,)
         standardised = (z - mean) * torch.exp(-0.5 * log_var)  # (S, d)
         score_mean = standardised * torch.exp(-0.5 * log_var)  # (S, d): d log q / d mean
         score_log_var = 0.5 * (standardised**2 - 1.0)  # (S, d): d log q / d log_var
@@ -111,7 +111,8 @@ def score_function_gradient(
         return (log_w - baseline).unsqueeze(-1) * score
 
 
-def _evaluate(log_joint: LogJoint, z: Tensor) -> Tensor:
+def evaluate(log_joint: LogJoint, z: Tensor) -> Tensor:
+    """``log_joint(z)``, one value for each row of z; ``ValueError`` if it gives another shape."""
     values = log_joint(z)
     if values.shape != z.shape[:-1]:
         raise ValueError(
@@ -121,7 +122,8 @@ def _evaluate(log_joint: LogJoint, z: Tensor) -> Tensor:
     return values
 
 
-def _check_family(mean: Tensor, log_var: Tensor, num_samples: int) -> None:
+def check_family(mean: Tensor, log_var: Tensor, num_samples: int) -> None:
+    """``ValueError`` unless both describe one diagonal Gaussian and at least one sample is asked for."""
     if mean.dim() != 1 or mean.shape != log_var.shape:
         raise ValueError(
             "mean and log_var must both have shape (d,), "

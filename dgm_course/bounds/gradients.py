@@ -1,0 +1,109 @@
+"""Gradients of the importance-weighted bound, their estimators, and the signal-to-noise ratio."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dgm_course.bounds.elbo import LogJoint, check_family, evaluate
+from dgm_course.bounds.importance import normalized_weights
+
+ESTIMATORS = ("plain", "sticking the landing", "dreg")
+
+
+def iwae_gradient(log_w: Tensor, grad_log_w: Tensor) -> Tensor:
+    """Gradient of ``log (1/K) sum_k w_k``: ``sum_k w^_k grad log w_k`` with normalised weights w^_k.
+
+    The samples share the gradient by weight: one K-sample step is no average of K single-sample steps.
+    Shapes: ``log_w (K, ...)``, ``grad_log_w (K, ..., P)``, one gradient for each log-weight, result
+    ``(..., P)``. Burda et al. 2016, equation 14. Ledger I5. Raises ``ValueError`` if the shapes differ.
+    """
+    return _weighted(normalized_weights(log_w), grad_log_w)
+
+
+def dreg_gradient(log_w: Tensor, path_gradient: Tensor) -> Tensor:
+    """Doubly reparametrised gradient of L_K with respect to phi: ``sum_k w^_k^2 d log w_k/dz dz_k/dphi``.
+
+    ``path_gradient`` is the derivative of ``log w_k = log p(x, z_k) - log q(z_k|x)`` through z_k alone, with
+    phi inside ``log q`` held fixed. Same mean as :func:`iwae_gradient` for phi; its signal-to-noise ratio
+    grows as sqrt(K) where that one's falls. Shapes: ``log_w (K, ...)``, ``path_gradient (K, ..., P)``, result
+    ``(..., P)``. Tucker, Lawson, Gu and Maddison 2019, "Doubly reparameterized gradient estimators for Monte
+    Carlo objectives". Ledger I7. Raises ``ValueError`` if the shapes differ.
+    """
+    return _weighted(normalized_weights(log_w).square(), path_gradient)
+
+
+def iwae_gradient_estimates(
+    log_joint: LogJoint,
+    mean: Tensor,
+    log_var: Tensor,
+    *,
+    num_samples: int,
+    num_estimates: int = 1,
+    estimator: str = "plain",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Independent estimates of the gradient of L_K with respect to q's ``(mean, log_var)``.
+
+    Each uses ``num_samples`` (K) samples ``z = mean + exp(log_var / 2) eps``. ``estimator``:
+
+    * ``"plain"``: :func:`iwae_gradient`, unbiased;
+    * ``"dreg"``: :func:`dreg_gradient`, unbiased;
+    * ``"sticking the landing"``: weights w^_k and the path gradient. Unbiased at K = 1 only, where it is
+      zero if q is the posterior (Roeder, Wu and Duvenaud 2017); beyond it drops a term with a mean.
+
+    Shapes: ``mean`` and ``log_var`` ``(d,)``, result ``(num_estimates, 2d)``. ``log_joint`` is one datum's
+    ``log p(x, z)`` and maps ``(S, d)`` to ``(S,)``, with S = K times ``num_estimates``. Raises ``ValueError``
+    on another shape or an unknown estimator. Ledger I6, I7.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
+    check_family(mean, log_var, num_samples)
+    mean, log_var = mean.detach(), log_var.detach()
+    std = torch.exp(0.5 * log_var)
+    kind = {"generator": generator, "dtype": mean.dtype, "device": mean.device}
+    eps = torch.randn(num_samples, num_estimates, len(mean), **kind)  # (K, R, d)
+    with torch.enable_grad():
+        z = (mean + std * eps).flatten(0, 1).requires_grad_()  # (K R, d)
+        log_joint_z = evaluate(log_joint, z)
+        (slope,) = torch.autograd.grad(log_joint_z.sum(), z)  # d log p(x, z) / dz
+    slope, log_joint_z = slope.reshape(eps.shape), log_joint_z.detach().reshape(eps.shape[:2])
+    log_w = log_joint_z + (0.5 * eps.square() + 0.5 * log_var).sum(-1)  # but for a constant
+    if estimator == "plain":
+        # d log w / d(mean, log_var): log q depends on log_var alone, as -log_var / 2
+        through_mean, through_log_var = slope, 0.5 * (slope * std * eps + 1.0)
+    else:
+        through_mean = slope + eps / std  # d log w / dz, as d log q / dz = -eps / std
+        through_log_var = 0.5 * through_mean * std * eps
+    gradients = torch.cat([through_mean, through_log_var], -1)  # (K, R, 2d)
+    return (dreg_gradient if estimator == "dreg" else iwae_gradient)(log_w, gradients)
+
+
+def signal_to_noise(estimates: Tensor, *, mean: Tensor | None = None, num_averaged: int = 1) -> Tensor:
+    """``|E g| / sd(g)`` of each entry of a gradient estimator: ``(R, ...) -> (...)``.
+
+    From R independent estimates: the absolute value of their mean over their sample standard deviation.
+    ``mean (...)`` replaces the mean where a better one is known: an exact one, or that of another unbiased
+    estimator with less noise (otherwise a ratio below ``1 / sqrt(R)`` is not seen). ``num_averaged`` is the
+    number M of estimates that a step averages: the ratio grows by sqrt(M).
+    Rainforth et al. 2018, "Tighter variational bounds are not necessarily better". Ledger I6.
+    Raises ``ValueError`` for fewer than two estimates or ``num_averaged`` below 1.
+    """
+    if estimates.dim() == 0 or len(estimates) < 2:
+        raise ValueError(
+            f"estimates must be (R, ...) with R >= 2, got {tuple(estimates.shape)}: a standard deviation "
+            "needs two estimates at least"
+        )
+    if num_averaged < 1:
+        raise ValueError(f"num_averaged must be at least 1, got {num_averaged}: it is the M of outer samples")
+    signal = estimates.mean(0) if mean is None else mean
+    return signal.abs() / estimates.std(0) * num_averaged**0.5
+
+
+def _weighted(weights: Tensor, gradients: Tensor) -> Tensor:
+    if gradients.shape[:-1] != weights.shape:
+        raise ValueError(
+            "each log-weight (K, ...) needs one gradient (K, ..., P), got "
+            f"{tuple(weights.shape)} and {tuple(gradients.shape)}: put the parameters last"
+        )
+    return (weights.unsqueeze(-1) * gradients).sum(0)
