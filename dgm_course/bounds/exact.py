@@ -91,7 +91,7 @@ def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor,
             "or take more nodes"
         )
     log_px = torch.logsumexp(log_joint + weights.log(), 0)
-    return log_px, log_joint - log_q - log_px, mass
+    return log_px, log_joint - log_q - log_px, mass / total
 
 
 def _laplace(log_ratio: Tensor, mass: Tensor, largest: float) -> tuple[Tensor, Tensor]:
@@ -107,6 +107,8 @@ def _laplace(log_ratio: Tensor, mass: Tensor, largest: float) -> tuple[Tensor, T
     log_u = low + _SPACING * steps
     parts = []
     for block in log_u.split(max(1, _BLOCK // len(log_ratio))):
-        lost = -torch.expm1(-torch.exp(block.unsqueeze(-1) + log_ratio))  # (u, N): 1 - exp(-u w / p(x))
-        parts.append(lost @ mass)  # 1 - phi, to full relative accuracy where it is small
-    return log_u, torch.log1p(-torch.cat(parts).clamp(max=1.0))
+        exponent = -torch.exp(block.unsqueeze(-1) + log_ratio)  # (u, N): -u w / p(x)
+        lost, left = -torch.expm1(exponent) @ mass, torch.exp(exponent) @ mass  # 1 - phi and phi, (u,)
+        # each to full relative accuracy where it is the smaller one
+        parts.append(torch.where(lost < 0.5, torch.log1p(-lost.clamp(max=0.5)), left.log()))
+    return log_u, torch.cat(parts)
