@@ -62,6 +62,27 @@ def nats_to_bits_per_dim(nats: Number, num_dims: int) -> Number:
     return nats / (num_dims * math.log(2.0))
 
 
+def log_log_slope(x: Tensor, y: Tensor) -> Tensor:
+    """Least-squares slope of ``log y`` against ``log x``: the exponent of a power law, ``(..., n) -> (...)``.
+
+    ``x (n,)`` and ``y (..., n)`` positive. Raises ``ValueError`` unless there are two different x, or where a
+    logarithm does not exist.
+
+    >>> round(log_log_slope(torch.tensor([1.0, 10.0, 100.0]), torch.tensor([5.0, 0.5, 0.05])).item(), 6)
+    -1.0
+    """
+    if x.dim() != 1 or y.shape[-1:] != x.shape or len(x.unique()) < 2:
+        raise ValueError(
+            f"x must be (n,) with two different values and y (..., n), got {tuple(x.shape)} and "
+            f"{tuple(y.shape)}: one y for each x, in the last dimension"
+        )
+    if not bool((x > 0).all() and (y > 0).all()):
+        raise ValueError("a power law is fitted to positive numbers, and some x or y are zero or negative")
+    log_x, log_y = x.log(), y.log()
+    lever = log_x - log_x.mean()
+    return (log_y * lever).sum(-1) / lever.square().sum()
+
+
 def gauss_legendre(
     low: float,
     high: float,

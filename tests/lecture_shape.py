@@ -222,6 +222,7 @@ FORBIDDEN = {
     r"\.cuda\(": "no hard .cuda()",
     r"#\s*TODO|\bFIXME\b": "an unfinished passage",
     r"^[!%]\s*pip": "no installing in a lecture",
+    r"[\x00-\x09\x0b-\x1f]": "a tab or control character: a backslash of a formula was lost",
 }
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LECTURES = {
     "01": Lecture("Posterior collapse", "posterior_collapse",
                   ("gaussian_kl", "elbo", "active_units", "causal_mask", "kl_weight", "free_bits")),
+    "02": Lecture("IWAE: tightness and signal-to-noise", "importance",
+                  ("log_weights", "iwae_bound", "normalized_weights", "iwae_gap", "snr", "dreg_weights")),
 }
 
 _MODULE_OF = {name: lecture.module for lecture in LECTURES.values() for name in lecture.exercises}

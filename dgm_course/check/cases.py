@@ -45,8 +45,12 @@ class Case:
         return any(1 in v.shape for v in self.arguments.values() if isinstance(v, Tensor))
 
     def fresh(self) -> list[Any]:
-        """The arguments, with tensors copied so that no answer can touch the originals."""
-        return [v.clone() if isinstance(v, Tensor) else v for v in self.arguments.values()]
+        """The arguments, with tensors copied so that no answer can touch the originals.
+
+        A copy of a tensor that requires grad does too. As in a model it is computed from something else, so
+        that it can be changed in place (see :meth:`changed`).
+        """
+        return [_copy(v) if isinstance(v, Tensor) else v for v in self.arguments.values()]
 
     def changed(self, given: Sequence[Any]) -> tuple[str, ...]:
         """The names of the tensors in ``given`` (made by :meth:`fresh`) that no longer are the originals."""
@@ -101,15 +105,25 @@ def number(value: float) -> str:
     return f"{float(value):.4g}"
 
 
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_(value.requires_grad).clone()
+
+
 def _same(mine: Tensor, theirs: Tensor) -> bool:
     if (mine.shape, mine.dtype, mine.device) != (theirs.shape, theirs.dtype, theirs.device):
         return False
-    return bool(np.array_equal(mine.numpy(), theirs.detach().numpy(), equal_nan=mine.is_floating_point()))
+    if mine.requires_grad and not theirs.requires_grad:  # cut off from what it was computed from
+        return False
+    values = mine.detach().numpy(), theirs.detach().numpy()
+    return bool(np.array_equal(*values, equal_nan=mine.is_floating_point()))
 
 
 def _show(value: object) -> str:
     if isinstance(value, Tensor):
-        kind = "" if value.dtype == torch.float32 else f" ({str(value.dtype).removeprefix('torch.')})"
+        kinds = [] if value.dtype == torch.float32 else [str(value.dtype).removeprefix("torch.")]
+        kinds += ["requires grad"] if value.requires_grad else []
+        kind = f" ({', '.join(kinds)})" if kinds else ""
+        value = value.detach()
         if value.numel() <= 8:
             return _nested(value.tolist()) + kind
         low, high = number(value.min()), number(value.max())

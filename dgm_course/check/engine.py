@@ -31,7 +31,7 @@ from dgm_course.check.cases import RANDOM_INPUTS, Case
 from dgm_course.check.judge import Finding, Rank, find_fault, recognise
 from dgm_course.check.outcome import Outcome
 from dgm_course.check.registry import FAIL, PASS, TODO, Lecture
-from dgm_course.check.spec import Function, Spec
+from dgm_course.check.spec import FLOATING, Function, Spec
 
 #: The seed of the inputs that students see: fixed, so that a verdict changes only with the answer.
 SEED = 20
@@ -168,7 +168,7 @@ class Exercise(Spec):
     def _note(self, run: guard.Run) -> str:
         """A friendly word about a right answer in an unusual shape."""
         for want, part in zip(self.wants.values(), run.outcomes[0].parts, strict=True):
-            if want in ("tensor", "mask") and part.kind != "tensor":
+            if want in (*FLOATING, "mask") and part.kind != "tensor":
                 kind = {"array": "a NumPy array", "list": "a list"}.get(part.kind, "a plain number")
                 return f"right, as {kind}; the library computes with tensors"
             if want == "count" and not part.whole:

@@ -125,6 +125,7 @@ class Worker(threading.Thread):
             self.join(0.001 * (1 + turn % 7))
 
     def _call(self, case: Case) -> Outcome:
+        torch.set_grad_enabled(True)  # in this thread: whatever the last call left behind
         given = case.fresh()
         parts: tuple[Part, ...] = ()
         changed: tuple[str, ...] = ()
@@ -216,11 +217,11 @@ def _raise_exit(ident: int | None) -> None:
 
 @contextmanager
 def plain_defaults() -> Iterator[None]:
-    """float32 and the CPU as torch's defaults inside, whatever the student's session has set."""
+    """float32, the CPU and gradients as torch's defaults inside, whatever the student's session has set."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.float32)
     try:
-        with nullcontext() if device.type == "cpu" else torch.device("cpu"):
+        with nullcontext() if device.type == "cpu" else torch.device("cpu"), torch.inference_mode(False):
             yield
     finally:
         torch.set_default_dtype(dtype)

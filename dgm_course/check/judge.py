@@ -15,7 +15,7 @@ import numpy as np
 
 from dgm_course.check.cases import Case, number
 from dgm_course.check.outcome import Outcome, Part
-from dgm_course.check.spec import Spec
+from dgm_course.check.spec import FLOATING, Spec
 
 #: A right answer may be off by this many rounding errors of the size of its terms. Other algorithms need some
 #: dozens; the nearest misconception is off by millions.
@@ -38,8 +38,9 @@ class Rank(IntEnum):
     TITLE = 4
     PROPERTY = 5
     VALUE = 6
-    DTYPE = 7
-    CHANGED = 8
+    TRACKED = 7
+    DTYPE = 8
+    CHANGED = 9
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ def examine(spec: Spec, case: Case, outcome: Outcome) -> Finding | None:
 def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> str:
     """The hint of the misconception whose answers these are, or an empty string.
 
-    Its answers must agree wherever both gave one, and differ from the reference somewhere. Passed over, if
-    they are at most half of all, are inputs on which only one of the two ended with an error, and edge cases
-    (with a title) that the answer gets right: a student may have thought of one and be wrong elsewhere.
+    Its values must agree wherever both gave an answer, and differ from the reference's somewhere; or both of
+    them let a gradient through where the exercise asks for a constant. Passed over, if they are at most half
+    of all, are inputs on which only one of the two ended with an error, and edge cases (with a title) that
+    the answer gets right: a student may have thought of one and be wrong elsewhere.
     """
     truths = [spec.expected(case) for case in cases]
     best, hint = 0, ""
@@ -114,7 +116,8 @@ def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) ->
                     break
                 passed_over += 1
                 continue
-            evidence += not _agree(wrong.parts, expected, sizes, case)
+            attached = _tracked(spec, outcome.parts) and _tracked(spec, wrong.parts)
+            evidence += attached or not _agree(wrong.parts, expected, sizes, case)
         else:
             if evidence > best and passed_over <= len(cases) / 2:
                 best, hint = evidence, misconception.hint
@@ -143,18 +146,21 @@ def _examine_part(want: str, got: Part, right: Part, size: np.ndarray, case: Cas
     bad = np.isfinite(truth) & ~np.isfinite(values)
     if bad.any():
         return Finding(Rank.FINITE, "it is finite for every finite input", _gap(values, truth, bad))
-    wrong_dtype = want == "tensor" and got.kind == "tensor" and case.dtype is not None
+    wrong_dtype = want in FLOATING and got.kind == "tensor" and case.dtype is not None
     wrong_dtype = wrong_dtype and got.dtype != str(case.dtype).removeprefix("torch.")
     allowed: np.ndarray | float = 0.0
-    if want in ("tensor", "number"):
+    if want in (*FLOATING, "number"):
         allowed = 0.02 * size if wrong_dtype else tolerance(got, size, case)
     bad = _differ(values, truth, allowed)
     if bad.any():
         return Finding(Rank.VALUE, "", _gap(values, truth, bad), clarity=_clarity(values, truth, bad).max())
+    if want == "constant" and got.tracked:
+        gap = "the values are right, but the result still requires grad"
+        return Finding(Rank.TRACKED, "it is a constant: no gradient flows through it", gap)
     if wrong_dtype:
         gap = f"expected {str(case.dtype).removeprefix('torch.')}, got {got.dtype}"
         return Finding(Rank.DTYPE, "its dtype follows the input's", gap)
-    if want == "tensor" and got.device != "cpu":
+    if want in FLOATING and got.device != "cpu":
         return Finding(Rank.DTYPE, "its device follows the input's", f"expected cpu, got {got.device}")
     return None
 
@@ -175,6 +181,14 @@ def _explained(spec: Spec, case: Case, outcome: Outcome, finding: Finding) -> Fi
 
 def _named(name: str, finding: Finding) -> Finding:
     return replace(finding, gap=f"{name}: {finding.gap}") if name else finding
+
+
+def _tracked(spec: Spec, parts: tuple[Part, ...]) -> bool:
+    """Whether a gradient flows through a part that has to be a constant."""
+    wants = spec.wants.values()
+    return len(parts) == len(wants) and any(
+        want == "constant" and part.tracked for want, part in zip(wants, parts, strict=True)
+    )
 
 
 def _agree(

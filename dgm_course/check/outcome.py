@@ -32,6 +32,7 @@ class Part:
     dtype: str = ""
     device: str = "cpu"
     values: np.ndarray | None = None  # None too where the value is too large to copy
+    tracked: bool = False  # a tensor that requires grad, or a list that holds one
 
     @property
     def whole(self) -> bool:
@@ -113,7 +114,7 @@ def _tensor(raw: Tensor) -> Part:
     values = None
     if raw.numel() <= MOST_NUMBERS:
         values = raw.detach().to("cpu", torch.float64).resolve_neg().numpy().copy()
-    return Part("tensor", "tensor", tuple(raw.shape), dtype, str(raw.device), values)
+    return Part("tensor", "tensor", tuple(raw.shape), dtype, str(raw.device), values, raw.requires_grad)
 
 
 def _array(raw: np.ndarray) -> Part:
@@ -136,4 +137,5 @@ def _list(raw: list[object] | tuple[object, ...], depth: int) -> Part:
         return Part("object", f"{name} of parts of different shapes")
     values = np.stack([item.values for item in items]) if items else np.zeros(0)  # type: ignore[misc]
     whole = all(item.whole for item in items)
-    return Part("list", name, values.shape, "int64" if whole else "float64", values=values)
+    tracked = any(item.tracked for item in items)
+    return Part("list", name, values.shape, "int64" if whole else "float64", values=values, tracked=tracked)

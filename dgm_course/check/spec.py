@@ -17,9 +17,13 @@ from dgm_course.check.outcome import Outcome, Part, error_text, take_out
 Function = Callable[..., Any]
 Inputs = Callable[[Draw], Iterator[Case]]
 
-#: What an exercise can ask for: a floating tensor that follows its input's dtype, a number, a whole number,
-#: or a tensor of zeros and ones of any dtype. The last two are compared exactly.
-WANTS = ("tensor", "number", "count", "mask")
+#: What an exercise can ask for: a floating tensor that follows its input's dtype, such a tensor through which
+#: no gradient flows, a number, a whole number, or a tensor of zeros and ones of any dtype. The last two are
+#: compared exactly.
+WANTS = ("tensor", "constant", "number", "count", "mask")
+
+#: The wants that are a floating tensor in the dtype of the input.
+FLOATING = ("tensor", "constant")
 
 
 @dataclass(frozen=True)

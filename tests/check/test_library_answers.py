@@ -13,6 +13,7 @@ from torch import Tensor
 from dgm_course import check
 from dgm_course.bounds import elbo as library_elbo
 from dgm_course.gaussian import gaussian_kl as library_kl
+from dgm_course.gaussian import gaussian_log_prob
 
 from .students import KL, failed, right
 
@@ -57,6 +58,34 @@ def test_every_exercise_knows_its_library_function() -> None:
     }
     for name, answer in answers.items():
         failed(answer, "it is your own work", getattr(check, name))
+
+
+def test_every_exercise_of_lecture_02_knows_its_library_function() -> None:
+    bounds = pytest.importorskip("dgm_course.bounds")
+    numerics = pytest.importorskip("dgm_course.numerics")
+    answers = {
+        "iwae_bound": [bounds.iwae_bound, lambda w: numerics.log_mean_exp(w, 0)],
+        "normalized_weights": [bounds.normalized_weights],
+        "iwae_gap": [
+            lambda w, k: bounds.iwae_gap(bounds.normalized_weights(w).square().sum(0) * len(w) - 1, k),
+            lambda w, k: bounds.chi2_from_log_weights(w) / (2 * k),
+            lambda w, k: (len(w) / bounds.effective_sample_size(w) - 1) / (2 * k),
+        ],
+        "snr": [bounds.signal_to_noise],
+        "dreg_weights": [lambda w: bounds.dreg_gradient(w.detach(), torch.ones_like(w)[..., None])],
+    }
+    for name, functions in answers.items():
+        for answer in functions:
+            failed(answer, "it is your own work", getattr(check, name))
+
+
+def test_the_librarys_alphabet_may_be_used() -> None:
+    def answer(x: Tensor, z: Tensor, q_mean: Tensor, q_log_var: Tensor) -> Tensor:
+        log_q = gaussian_log_prob(z, q_mean, q_log_var)
+        return gaussian_log_prob(z, 0.0, 0.0) + gaussian_log_prob(x, z, 0.0) - log_q
+
+    verdict = check.log_weights.check(answer)
+    assert verdict.passed, verdict.text
 
 
 def test_switching_the_watch_off_is_no_answer() -> None:

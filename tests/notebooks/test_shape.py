@@ -162,6 +162,7 @@ WRONG = [
     (shape.no_wall_of_code, "x = helper(one=2)", "1\n# %%\n2\n# %%\n3\n# %%\n4", "four code cells"),
     (shape.nothing_forbidden, "x = helper(one=2)", "plt.show()", "instead of plt.show()"),
     (shape.nothing_forbidden, "x = helper(one=2)", "x.cuda()", "no hard"),
+    (shape.nothing_forbidden, "x = helper(one=2)", "x = 'a\tb'", "a backslash of a formula"),
 ]  # fmt: skip
 
 
