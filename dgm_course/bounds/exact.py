@@ -35,12 +35,15 @@ def exact_iwae_bound(
     ``L_K - log p(x) = int (exp(-K u) - phi(u)^K) d log u``. Shapes: ``log_joint = log p(x, z)`` and
     ``log_q = log q(z|x)`` at the nodes ``(N,)``, quadrature ``weights (N,)``, result in the shape of
     ``num_samples``. The nodes have to cover both q and the posterior. About ten digits in float64, whatever
-    the size of the gap. Raises ``ValueError`` if shapes differ, a K is below 1, or the nodes miss mass of q.
+    the size of the gap; ``-inf`` where q has mass but the joint has none. Raises ``ValueError`` if shapes
+    differ, a K is below 1, or the nodes miss mass of q.
     """
     log_px, log_ratio, mass = _prepare(log_joint, log_q, weights)
     counts = torch.as_tensor(num_samples, dtype=log_joint.dtype, device=log_joint.device)
     if not bool((counts >= 1).all()):
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
+    if _weight_may_vanish(log_ratio, mass):
+        return torch.full_like(counts, -math.inf)  # with a positive probability all K weights are zero
     log_u, log_phi = _laplace(log_ratio, mass, float(counts.max()))  # (U,), (U,)
     k = counts.unsqueeze(-1)  # (..., 1)
     integrand = torch.exp(-k * log_u.exp()) - torch.exp(k * log_phi)  # (..., U)
@@ -57,20 +60,23 @@ def implicit_posterior(log_joint: Tensor, log_q: Tensor, weights: Tensor, num_sa
     q itself at K = 1, the posterior as K grows; ``L_K <= ELBO(q_EW) <= log p(x)``. Exact:
     ``q_EW = K q w/p(x) int_0^inf exp(-u w/p(x)) phi(u)^(K-1) du``. Shapes as in :func:`exact_iwae_bound`.
     Cremer, Morris and Duvenaud 2017, "Reinterpreting importance-weighted autoencoders".
-    Raises ``ValueError`` as :func:`exact_iwae_bound` does.
+    Raises ``ValueError`` as :func:`exact_iwae_bound` does, and where q has mass but the joint has none.
     """
     _, log_ratio, mass = _prepare(log_joint, log_q, weights)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
     if num_samples == 1:
         return log_q.clone()
+    if _weight_may_vanish(log_ratio, mass):
+        raise ValueError(
+            "q has mass where p(x, z) is zero, so all K weights may be zero and none can be chosen: cut q "
+            "off there, or give the joint a floor"
+        )
     log_u, log_phi = _laplace(log_ratio, mass, float(num_samples))  # (U,), (U,)
-    kept = torch.isfinite(log_phi)  # phi underflows: nothing to add there
-    log_terms = (log_u + (num_samples - 1) * log_phi)[kept]  # of phi^(K-1) u d log u, without exp(-u w)
-    u = log_u[kept].exp()
+    log_terms = log_u + (num_samples - 1) * log_phi  # of phi^(K-1) u d log u, without exp(-u w)
     parts = []
-    for block in log_ratio.split(max(1, _BLOCK // len(u))):
-        exponent = log_terms - block.exp().unsqueeze(-1) * u  # (n, U)
+    for block in log_ratio.split(max(1, _BLOCK // len(log_u))):
+        exponent = log_terms - torch.exp(block.unsqueeze(-1) + log_u)  # (n, U)
         parts.append(torch.logsumexp(exponent, -1))
     return log_q + log_ratio + torch.cat(parts) + math.log(num_samples * _SPACING)
 
@@ -91,7 +97,13 @@ def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor,
             "or take more nodes"
         )
     log_px = torch.logsumexp(log_joint + weights.log(), 0)
-    return log_px, log_joint - log_q - log_px, mass / total
+    nowhere = log_joint == -math.inf  # also where q vanishes as well
+    log_ratio = (log_joint - log_q.masked_fill(nowhere, 0.0)) - log_px
+    return log_px, log_ratio, mass / total
+
+
+def _weight_may_vanish(log_ratio: Tensor, mass: Tensor) -> bool:
+    return bool(mass[log_ratio == -math.inf].sum() >= math.exp(-_TAIL))
 
 
 def _laplace(log_ratio: Tensor, mass: Tensor, largest: float) -> tuple[Tensor, Tensor]:

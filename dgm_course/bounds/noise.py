@@ -11,6 +11,7 @@ blocks that stay in the cache, at about the cost of drawing the noise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 #: numbers of noise drawn at once: 1 MB in float32, so that a block stays in the cache
 _BLOCK = 2**18
+#: torch.bmm goes number by number below so many samples (for d = 20)
+_FEW = 10
 
 
 class WeightedNoise(NamedTuple):
@@ -51,56 +54,93 @@ def weighted_noise(
         )
     if not quadratic < 0.5:
         raise ValueError(
-            f"quadratic must be below 1/2, got {quadratic}: E exp(h |eps|^2) is infinite there, so these are no "
-            "weights of a posterior"
+            f"quadratic must be below 1/2, got {quadratic}: E exp(h |eps|^2) is infinite there, so these are "
+            "no weights of a posterior"
         )
-    kind = {"dtype": linear.dtype, "device": linear.device}
-    d = len(linear)
-    k_block = min(num_samples, max(1, _BLOCK // d))
-    r_block = min(num_estimates, max(1, _BLOCK // (d * k_block)))
-    noise = torch.empty(r_block, k_block, d, **kind)  # one buffer for all blocks
-    squares = torch.empty_like(noise)
     results = []
-    for start in range(0, num_estimates, r_block):
-        rows = min(r_block, num_estimates - start)
-        sums = _Sums(rows, d, linear)
-        for begin in range(0, num_samples, k_block):
-            count = min(k_block, num_samples - begin)
-            # the whole buffer is filled even where fewer rows are used: its shape never changes
-            eps = noise.normal_(generator=generator)[:rows, :count]
-            square = torch.mul(eps, eps, out=squares[:rows, :count]).sum(-1)  # (r, k)
-            sums.add(torch.add(eps @ linear, square, alpha=quadratic), eps)
-        results.append(sums.result(num_samples))
+    steepness = torch.full_like(linear, quadratic)
+    squares = linear.new_empty(0)
+    for blocks in noise_blocks(
+        linear, num_samples=num_samples, num_estimates=num_estimates, generator=generator
+    ):
+        sums: _Sums | None = None
+        for eps in blocks:
+            squares = squares if squares.shape == eps.shape else torch.empty_like(eps)
+            # log-weights (r, k): products with a vector beat sums over d
+            log_w = eps @ linear + torch.mul(eps, eps, out=squares) @ steepness
+            block = _sums(log_w, eps)
+            sums = block if sums is None else _joined(sums, block)
+        results.append(sums.normalised(num_samples))
     return WeightedNoise(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
-class _Sums:
-    """An online softmax: sums of weights and weighted noise, relative to the largest weight so far."""
+def noise_blocks(
+    like: Tensor, *, num_samples: int, num_estimates: int, generator: torch.Generator | None = None
+) -> Iterator[Iterator[Tensor]]:
+    """The noise of :func:`weighted_noise`: for each block of estimates its blocks of samples, ``(r, k, d)``.
 
-    def __init__(self, rows: int, d: int, like: Tensor) -> None:
-        self.largest = like.new_full((rows, 1), -torch.inf)
-        self.weight = like.new_zeros(2, rows)  # of w and of w^2
-        self.noise = like.new_zeros(rows, 2, d)
+    ``like`` is ``(d,)``. Each block of noise is overwritten by the next, and all must be read, in order.
+    """
+    k_block = _even(num_samples, _BLOCK // len(like))
+    r_block = _even(num_estimates, _BLOCK // (len(like) * k_block))
+    buffer = like.new_empty(r_block, k_block, len(like))
 
-    def add(self, log_w: Tensor, eps: Tensor) -> None:
-        """``log_w (r, k)`` and ``eps (r, k, d)``."""
-        largest = torch.maximum(self.largest, log_w.amax(1, keepdim=True))  # (r, 1)
-        shrink = torch.exp(self.largest - largest)  # (r, 1), 0 at first
-        w = torch.exp(log_w - largest)
-        both = torch.stack([w, w * w], 1)  # (r, 2, k)
-        shrinks = torch.cat([shrink, shrink * shrink], 1)  # (r, 2)
-        self.weight = self.weight * shrinks.mT + both.sum(-1).mT
-        self.noise = torch.baddbmm(self.noise * shrinks.unsqueeze(-1), both, eps)
-        self.largest = largest
+    def samples(rows: int) -> Iterator[Tensor]:
+        for begin in range(0, num_samples, k_block):
+            # the whole buffer is filled even where fewer rows are used: slices of it are drawn more slowly
+            yield buffer.normal_(generator=generator)[:rows, : num_samples - begin]
 
-    def result(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The fields of :class:`WeightedNoise` for these rows."""
-        total, squared = self.weight
-        log_mean = self.largest.squeeze(1) + torch.log(total / num_samples)
-        normaliser = total.unsqueeze(-1)
-        return (
-            log_mean,
-            self.noise[:, 0] / normaliser,
-            squared / total.square(),
-            self.noise[:, 1] / normaliser.square(),
+    for start in range(0, num_estimates, r_block):
+        yield samples(num_estimates - start)
+
+
+def _even(total: int, largest: int) -> int:
+    """The size of the fewest blocks, about equal, of at most ``largest``."""
+    count = -(-total // max(1, largest))
+    return -(-total // count)
+
+
+class _Sums(NamedTuple):
+    """Sums over some samples of each of r estimates, of weights relative to the largest among them."""
+
+    largest: Tensor  # (r, 1) logarithm of the largest weight
+    weight: Tensor  # (r, 1) sum of w
+    squared_weight: Tensor  # (r, 1) sum of w^2
+    noise: Tensor  # (r, d) sum of w eps
+    squared_noise: Tensor  # (r, d) sum of w^2 eps
+
+    def normalised(self, num_samples: int) -> WeightedNoise:
+        """The result for these estimates."""
+        total, squared_total = self.weight, self.weight.square()
+        return WeightedNoise(
+            (self.largest + torch.log(total / num_samples)).squeeze(1),
+            self.noise / total,
+            (self.squared_weight / squared_total).squeeze(1),
+            self.squared_noise / squared_total,
         )
+
+
+def _sums(log_w: Tensor, eps: Tensor) -> _Sums:
+    """``log_w (r, k)`` and ``eps (r, k, d)``."""
+    largest = log_w.amax(1, keepdim=True)
+    w = torch.exp(log_w - largest)  # (r, k)
+    squared = w * w
+    if w.shape[1] < _FEW:
+        noise, squared_noise = w[:, :1] * eps[:, 0], squared[:, :1] * eps[:, 0]
+        for k in range(1, w.shape[1]):
+            noise.addcmul_(w[:, k : k + 1], eps[:, k])
+            squared_noise.addcmul_(squared[:, k : k + 1], eps[:, k])
+    else:
+        noise, squared_noise = torch.bmm(torch.stack([w, squared], 1), eps).unbind(1)
+    return _Sums(largest, w.sum(1, keepdim=True), squared.sum(1, keepdim=True), noise, squared_noise)
+
+
+def _joined(a: _Sums, b: _Sums) -> _Sums:
+    """Sums over the samples of both: an online softmax."""
+    largest = torch.maximum(a.largest, b.largest)
+    parts = []
+    for part in (a, b):
+        shrink = torch.exp(part.largest - largest)
+        shrinks = (shrink, shrink * shrink) * 2
+        parts.append([value * by for value, by in zip(part[1:], shrinks, strict=True)])
+    return _Sums(largest, *(x + y for x, y in zip(*parts, strict=True)))

@@ -97,21 +97,22 @@ class _StreamedBound(torch.autograd.Function):
                     f"log_joint must map x and z {tuple(z.shape)} to one value a sample, "
                     f"{tuple(eps.shape[:-1])}, got {tuple(values.shape)}: sum over the last dimension only"
                 )
-            torch.add(values + constant, eps.square().sum(-1), alpha=0.5, out=log_w[start : start + len(eps)])
+            # the small terms first, so that they are rounded as small numbers
+            minus_log_q = torch.add(constant, eps.square().sum(-1), alpha=0.5)
+            torch.add(values, minus_log_q, out=log_w[start : start + len(eps)])
             start += len(eps)
-        bound = log_mean_exp(log_w, 0)
         ctx.plan, ctx.log_w = plan, log_w
-        ctx.save_for_backward(mean, std, bound, *parameters)
-        return bound
+        ctx.save_for_backward(mean, std, *parameters)
+        return log_mean_exp(log_w, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         plan: _Plan = ctx.plan
-        mean, std, bound, *parameters = ctx.saved_tensors
+        mean, std, *parameters = ctx.saved_tensors
         grad_mean, grad_std = torch.zeros_like(mean), torch.zeros_like(std)
         totals = [torch.zeros_like(p) for p in parameters]
-        for eps, at, weight in _kept(plan, ctx.log_w, bound, mean):
+        for eps, at, weight in _kept(plan, torch.softmax(ctx.log_w, 0), mean):
             scale = std[at]  # (n, d)
             z = torch.addcmul(mean[at], scale, eps).requires_grad_()
             with torch.enable_grad():
@@ -131,16 +132,16 @@ class _StreamedBound(torch.autograd.Function):
 
 
 def _kept(
-    plan: _Plan, log_w: Tensor, bound: Tensor, like: Tensor
+    plan: _Plan, weights: Tensor, like: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The samples that count, ``plan.rows`` at a time: noise ``(n, d)``, index of x and weight ``(n,)``."""
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
     count = start = 0
     for eps in plan.noise(like):
-        weight = torch.exp(log_w[start : start + len(eps)] - bound)  # (k, B): K times the normalised weight
+        weight = weights[start : start + len(eps)]  # (k, B)
         start += len(eps)
-        sample, at = torch.nonzero(weight > _NEGLIGIBLE, as_tuple=True)
-        waiting.append((eps[sample, at], at, weight[sample, at] / plan.num_samples))
+        sample, at = torch.nonzero(weight > _NEGLIGIBLE / plan.num_samples, as_tuple=True)
+        waiting.append((eps[sample, at], at, weight[sample, at]))
         count += len(at)
         while count >= plan.rows:
             joined = [torch.cat(parts) for parts in zip(*waiting, strict=True)]

@@ -43,7 +43,7 @@ _STYLE = """<style>
 .jp-Cell-outputArea:has(.dgm-demo) .jp-OutputArea-output { padding: 0; }
 .jp-Cell-outputArea:has(.dgm-demo) .jp-RenderedMarkdown p { margin: 2px 0 6px; }
 .dgm-demo .widget-label { font-weight: bold; }
-.dgm-demo .widget-slider { width: 370px; }
+.dgm-demo .widget-hslider { width: 370px; }
 .dgm-demo .widget-readout { min-width: 3.4em; }
 .dgm-numbers { display: flex; flex-wrap: wrap; gap: 2px 26px; color: var(--jp-content-font-color1);
   font-size: var(--jp-content-font-size1); line-height: 1.7; }
@@ -72,6 +72,26 @@ def int_slider(label: str, value: int, low: int, high: int) -> ipywidgets.IntSli
     """Return a slider over the whole numbers from ``low`` to ``high``."""
     return ipywidgets.IntSlider(
         value=value, min=low, max=high, description=label, tooltip=label, style=_SLIDER
+    )
+
+
+def linear_slider(label: str, value: float, low: float, high: float, step: float) -> ipywidgets.FloatSlider:
+    """Return a slider from ``low`` to ``high`` whose arrow keys move its value by ``step``.
+
+    ``value`` goes to the nearest of its positions.
+    """
+    return ipywidgets.FloatSlider(
+        value=round(low + round((value - low) / step) * step, 12), min=low, max=high, step=step,
+        description=label, tooltip=label, readout_format=".3g", style=_SLIDER,
+    )
+
+
+def choice_slider(label: str, value: int, choices: Sequence[int]) -> ipywidgets.SelectionSlider:
+    """Return a slider over a list of whole numbers, one arrow key apart; ``value`` goes to the nearest."""
+    return ipywidgets.SelectionSlider(
+        value=min(choices, key=lambda choice: abs(choice - value)),
+        options=[(str(choice), choice) for choice in choices],
+        description=label, tooltip=label, style=_SLIDER,
     )
 
 
@@ -224,7 +244,7 @@ class LiveDemo:
     def _moved(self, change: Mapping[str, Any]) -> None:
         old, new = change["old"], change["new"]
         # A page that shows a slider sends its value back with a rounding error: that is no move.
-        if self._quiet or (isinstance(new, float) and math.isclose(old, new)):
+        if self._quiet or (isinstance(new, float) and math.isclose(old, new, abs_tol=1e-12)):
             return
         try:
             self.refresh()

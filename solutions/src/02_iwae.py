@@ -603,7 +603,7 @@ for ax in axes:
     ax.set(xlabel="samples per bound, K")
 axes[0].set(ylabel="signal-to-noise ratio", title="One estimate: θ gains, φ loses")
 axes[1].set(title="The same 1000 samples: K × M = 1000", ylabel="signal-to-noise ratio")
-for (name, values), color, drop in zip(snr_of.items(), plots.PALETTE, (-20, 8, 8), strict=False):
+for (name, values), color, drop in zip(snr_of.items(), plots.PALETTE, (-20, 8, -20), strict=False):
     axes[0].annotate(name, (100, values[4]), (0, drop), textcoords="offset points", color=color, weight="bold")
 plots.show(fig, alt=(
     "Signal-to-noise against K: theta rises with slope 1/2, phi falls with slope -1/2, DReG rises; with a fixed "
@@ -620,8 +620,8 @@ plots.show(fig, alt=(
 #
 # ### Live: the gradient's noise
 #
-# **Try:** raise $K$ and watch where the middle histogram sits relative to zero. Then buy the signal back with
-# $M$: how many outer samples does it take?
+# The same toy, its encoder's mean off by 0.05. **Try:** raise $K$ and watch the middle histogram: which share of
+# $\phi$'s gradients points the wrong way? Then buy the signal back with $M$: how many outer samples does it take?
 
 # %%
 gradient_noise.show()

@@ -43,13 +43,29 @@ DEMOS = {
     "phase_diagram": "phase_diagram.numbers(phase_diagram.compute(**values, eigenvalues=eigenvalues))",
     "receptive_field":
         "receptive_field.numbers(receptive_field.compute(receptive_field.tabulate(bit_vaes), **values))",
+    "importance_bound": "importance_bound.numbers(importance_bound.compute(**values))",
+    "gradient_noise":
+        "gradient_noise.numbers(gradient_noise.compute(gradient_noise.tabulate(), **values))",
 }  # fmt: skip
+
+
+def demos_of(*names: str) -> dict[str, str]:
+    """These demos from top to bottom."""
+    return {name: DEMOS[name] for name in names}
+
+
 EXPECTED = {
     "01_posterior_collapse": Expected(
-        demos=DEMOS,
+        demos=demos_of("phase_diagram", "receptive_field"),
         exercise="gaussian_kl",
         wrong="def gaussian_kl(mean, log_var):\n    return (mean**2 + log_var.exp() - 1 - log_var).sum(-1)",
         hint="twice",
+    ),
+    "02_iwae": Expected(
+        demos=demos_of("importance_bound", "gradient_noise"),
+        exercise="iwae_bound",
+        wrong="def iwae_bound(log_w):\n    return log_w.mean(0)",
+        hint="logarithms were averaged",
     ),
 }
 
@@ -134,9 +150,11 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
     The goal, on two quiet cores, is 100 ms for 95 of 100 keys.
     """
     cells = [
-        "from dgm_course.demos import phase_diagram, receptive_field",
+        "from dgm_course.demos import gradient_noise, importance_bound, phase_diagram, receptive_field",
         "eigenvalues = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)\nphase_diagram.show(eigenvalues)",
         "bit_vaes = receptive_field.train_default(steps=20, progress=False)\nreceptive_field.show(bit_vaes)",
+        "importance_bound.show()",
+        "gradient_noise.show()",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from dgm_course.data import enumerable_binary
-from dgm_course.demos import phase_diagram, receptive_field
+from dgm_course.demos import gradient_noise, importance_bound, phase_diagram, receptive_field
 from dgm_course.demos.engine import LiveDemo
 from dgm_course.gaussian import gaussian_kl
 from dgm_course.pictures import fast_png
@@ -33,17 +33,28 @@ def vae() -> VAE:
     return receptive_field.train_default(steps=30, progress=False)
 
 
-@pytest.fixture(params=["phase_diagram", "receptive_field"])
-def demo(request: pytest.FixtureRequest, vae: VAE) -> Iterator[LiveDemo]:
-    shown = phase_diagram.show() if request.param == "phase_diagram" else receptive_field.show(vae)
-    yield shown
-    shown.close()
-
-
 MOVES = {
     "phase_diagram": [{"beta": 4.0}, {"sigma2": 0.06}, {"beta": 0.1, "sigma2": 5.0}, {"beta": 10.0}],
     "receptive_field": [{"r": 0}, {"r": 7}, {"r": 4}],
-}
+    "importance_bound": [
+        {"num_samples": 1}, {"num_samples": 1000}, {"mean": -2.0, "sd": importance_bound.SD_RANGE[0]},
+        {"mean": 2.0, "sd": importance_bound.SD_RANGE[1], "num_samples": 20},
+    ],
+    "gradient_noise": [{"num_samples": 1}, {"num_averaged": 1, "num_samples": 1000}, {"num_averaged": 64}],
+}  # fmt: skip
+
+
+def shown(name: str, vae: VAE) -> LiveDemo:
+    shows = {module.__name__.rpartition(".")[2]: module.show
+             for module in (gradient_noise, importance_bound, phase_diagram)}  # fmt: skip
+    return receptive_field.show(vae) if name == "receptive_field" else shows[name]()
+
+
+@pytest.fixture(params=MOVES)
+def demo(request: pytest.FixtureRequest, vae: VAE) -> Iterator[LiveDemo]:
+    live = shown(request.param, vae)
+    yield live
+    live.close()
 
 
 def test_phase_numbers_are_the_closed_form() -> None:
@@ -169,8 +180,7 @@ def test_texts_are_large_enough(demo: LiveDemo) -> None:
 def test_pyplot_and_settings_and_threads_are_left_alone(vae: VAE) -> None:
     mine, settings, threads = plt.figure(), matplotlib.rcParams.copy(), threading.active_count()
     try:
-        shown = [phase_diagram.show(), receptive_field.show(vae)]
-        for demo in shown:
+        for demo in [shown(name, vae) for name in MOVES]:
             demo.set(**MOVES[demo.name][0])
             demo.reset()
             demo.close()
