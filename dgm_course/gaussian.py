@@ -72,13 +72,14 @@ def gaussian_chi2(
     event sizes ``d`` differ. Ledger I3.
     """
     _check_event(mean=mean, log_var=log_var, other_mean=other_mean, other_log_var=other_log_var)
-    b_over_a = torch.exp(log_var - other_log_var)  # (..., d)
-    room = 2.0 - b_over_a  # (2a - b) / a
-    finite = room > 0
-    room = torch.where(finite, room, 1.0)
-    square = (mean - other_mean) ** 2 * torch.exp(-_like(other_log_var, b_over_a))  # b delta^2
-    terms = square / room - 0.5 * torch.log(b_over_a * room)
-    return torch.expm1(torch.where(finite, terms, math.inf).sum(-1))
+    shift, other = mean - other_mean, _like(other_log_var, mean if isinstance(mean, Tensor) else log_var)
+    excess = torch.expm1(log_var - other)  # (..., d): b / a - 1
+    finite = (excess < 1.0).all(-1, keepdim=True)
+    excess = torch.where(finite, excess, 0.0)  # keeps the gradient of the other rows finite
+    square = shift**2 * torch.exp(-other)  # b delta^2
+    # b (2a - b) / a^2 = 1 - (b / a - 1)^2
+    terms = square / (1.0 - excess) - 0.5 * torch.log1p(-(excess**2))
+    return torch.where(finite.squeeze(-1), torch.expm1(terms.sum(-1)), math.inf)
 
 
 def gaussian_entropy(log_var: Tensor) -> Tensor:

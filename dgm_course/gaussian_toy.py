@@ -56,7 +56,13 @@ class GaussianToy:
 
     @classmethod
     def near_optimum(
-        cls, offset: float, num_dims: int = 20, *, seed: int = 0, dtype: torch.dtype = torch.float64
+        cls,
+        offset: float,
+        num_dims: int = 20,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
     ) -> GaussianToy:
         """mu = 0, x drawn from the model, and q_mean the posterior's mean plus ``offset`` in each dimension.
 
@@ -65,7 +71,7 @@ class GaussianToy:
         """
         generator = torch.Generator().manual_seed(seed)
         x = math.sqrt(2.0) * torch.randn(num_dims, generator=generator, dtype=torch.float64)
-        x = x.to(dtype)
+        x = x.to(dtype=dtype, device=device)
         return cls(torch.zeros_like(x), x, 0.5 * x + offset)
 
     @property
@@ -109,7 +115,7 @@ class GaussianToy:
 
         By symmetry ``E sum_k w^_k eps_k`` points from q_mean to the posterior's mean, and so does phi's
         gradient. theta's is ``q_mean - mu`` plus a multiple of that, which the doubly reparametrised
-        estimates give with little noise. Raises ``ValueError`` where phi's gradient is zero.
+        estimates give with little noise. Raises ``ValueError`` where one of the two is exactly zero.
         """
         pull = self.posterior_mean - self.q_mean
         if not bool(pull.any()):
@@ -121,6 +127,10 @@ class GaussianToy:
         phi, dreg = gradients.phi @ along, gradients.dreg @ along  # (R,)
         # s E sum_k w^_k eps_k = (2 pull - E phi) / 2
         theta_mean = self.q_mean - self.mu + pull - 0.5 * dreg.mean() * along
-        return ProjectedGradients(
-            gradients.theta @ (theta_mean / torch.linalg.vector_norm(theta_mean)), phi, dreg
-        )
+        length = torch.linalg.vector_norm(theta_mean)
+        if not bool(length > 0):
+            raise ValueError(
+                "theta's gradient is exactly zero where q_mean and the posterior's mean are mu: it has no "
+                "direction; take an x that is not mu"
+            )
+        return ProjectedGradients(gradients.theta @ (theta_mean / length), phi, dreg)

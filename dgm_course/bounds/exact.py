@@ -23,6 +23,8 @@ from torch import Tensor
 _SPACING = 0.2
 #: Tails left out, in the logarithm: exp(-39) is 1e-17.
 _TAIL = 39.0
+#: ``exp(-y)`` is 1 - y to full accuracy where log y is below the first, and 0 where it is above the second.
+_LINEAR, _GONE = -38.0, 6.7
 #: pairs (node, u) evaluated at once
 _BLOCK = 2**19
 
@@ -34,9 +36,10 @@ def exact_iwae_bound(
 
     ``L_K - log p(x) = int (exp(-K u) - phi(u)^K) d log u``. Shapes: ``log_joint = log p(x, z)`` and
     ``log_q = log q(z|x)`` at the nodes ``(N,)``, quadrature ``weights (N,)``, result in the shape of
-    ``num_samples``. The nodes have to cover both q and the posterior. About ten digits in float64, whatever
-    the size of the gap; ``-inf`` where q has mass but the joint has none. Raises ``ValueError`` if shapes
-    differ, a K is below 1, or the nodes miss mass of q.
+    ``num_samples``. The nodes have to cover both q and the posterior. In float64 about ten digits, whatever
+    the size of the gap, as far as the quadrature over z has them; ``-inf`` where q has mass but the joint has
+    none. Differentiable in both densities. Raises ``ValueError`` if shapes differ, a K is below 1, or the
+    nodes miss mass of q.
     """
     log_px, log_ratio, mass = _prepare(log_joint, log_q, weights)
     counts = torch.as_tensor(num_samples, dtype=log_joint.dtype, device=log_joint.device)
@@ -44,7 +47,8 @@ def exact_iwae_bound(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
     if _weight_may_vanish(log_ratio, mass):
         return torch.full_like(counts, -math.inf)  # with a positive probability all K weights are zero
-    log_u, log_phi = _laplace(log_ratio, mass, float(counts.max()))  # (U,), (U,)
+    low, high = -_TAIL - math.log(float(counts.max())), _highest(log_ratio, mass)
+    log_u, log_phi = _laplace(log_ratio, mass, low, high)  # (U,), (U,)
     k = counts.unsqueeze(-1)  # (..., 1)
     integrand = torch.exp(-k * log_u.exp()) - torch.exp(k * log_phi)  # (..., U)
     return log_px + _SPACING * integrand.sum(-1)
@@ -62,7 +66,7 @@ def implicit_posterior(log_joint: Tensor, log_q: Tensor, weights: Tensor, num_sa
     Cremer, Morris and Duvenaud 2017, "Reinterpreting importance-weighted autoencoders".
     Raises ``ValueError`` as :func:`exact_iwae_bound` does, and where q has mass but the joint has none.
     """
-    _, log_ratio, mass = _prepare(log_joint, log_q, weights)
+    log_px, log_ratio, mass = _prepare(log_joint, log_q, weights)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
     if num_samples == 1:
@@ -72,13 +76,16 @@ def implicit_posterior(log_joint: Tensor, log_q: Tensor, weights: Tensor, num_sa
             "q has mass where p(x, z) is zero, so all K weights may be zero and none can be chosen: cut q "
             "off there, or give the joint a floor"
         )
-    log_u, log_phi = _laplace(log_ratio, mass, float(num_samples))  # (U,), (U,)
+    seen = torch.isfinite(log_ratio.detach())  # the integral sits near u = 1 / w, or lower
+    largest = max(float(log_ratio.detach()[seen].max()), math.log(num_samples))
+    log_u, log_phi = _laplace(log_ratio, mass, -_TAIL - largest, _highest(log_ratio, mass))  # (U,), (U,)
     log_terms = log_u + (num_samples - 1) * log_phi  # of phi^(K-1) u d log u, without exp(-u w)
     parts = []
     for block in log_ratio.split(max(1, _BLOCK // len(log_u))):
         exponent = log_terms - torch.exp(block.unsqueeze(-1) + log_u)  # (n, U)
         parts.append(torch.logsumexp(exponent, -1))
-    return log_q + log_ratio + torch.cat(parts) + math.log(num_samples * _SPACING)
+    log_density = log_joint - log_px + torch.cat(parts) + math.log(num_samples * _SPACING)
+    return log_density.masked_fill(log_q == -math.inf, -math.inf)
 
 
 def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +97,11 @@ def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor,
             "densities of one x at the nodes of one quadrature"
         )
     mass = weights * log_q.exp()
-    total = float(mass.sum())
-    if not abs(total - 1.0) < 1e-6:
+    total = mass.sum()
+    if not abs(float(total.detach()) - 1.0) < 1e-6:
         raise ValueError(
-            f"the nodes hold a mass of {total:.6g} of q, and 1 is needed: widen the range of the quadrature "
-            "or take more nodes"
+            f"the nodes hold a mass of {float(total):.9g} of q, and 1 is needed: widen the range of the "
+            "quadrature or take more nodes"
         )
     log_px = torch.logsumexp(log_joint + weights.log(), 0)
     nowhere = log_joint == -math.inf  # also where q vanishes as well
@@ -106,21 +113,38 @@ def _weight_may_vanish(log_ratio: Tensor, mass: Tensor) -> bool:
     return bool(mass[log_ratio == -math.inf].sum() >= math.exp(-_TAIL))
 
 
-def _laplace(log_ratio: Tensor, mass: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """A grid ``log_u (U,)`` that serves every K up to ``largest``, and ``log phi`` on it ``(U,)``."""
-    # Below the grid K u < exp(-39) for every K; above it phi < exp(-39): w is smaller than 39 / u only on
-    # nodes that hold less than that of q's mass.
-    order = torch.argsort(log_ratio)
-    negligible = mass[order].cumsum(0) < math.exp(-_TAIL)
-    smallest = float(log_ratio[order][~negligible][0])
-    low, high = -_TAIL - math.log(largest), max(-smallest, 0.0) + math.log(_TAIL)
+def _highest(log_ratio: Tensor, mass: Tensor) -> float:
+    """A log u above which phi < exp(-39): w is smaller than 39 / u only where q has less mass than that."""
+    order = torch.argsort(log_ratio.detach())
+    negligible = mass.detach()[order].cumsum(0) < math.exp(-_TAIL)
+    smallest = float(log_ratio.detach()[order][~negligible][0])
+    return max(-smallest, 0.0) + math.log(_TAIL)
+
+
+def _laplace(log_ratio: Tensor, mass: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """A grid ``log_u (U,)`` from ``low`` to ``high``, and ``log phi`` on it ``(U,)``.
+
+    For each block of u only the nodes near ``u w = 1`` are evaluated; smaller weights are added up in the
+    linear approximation, larger ones are gone.
+    """
+    order = torch.argsort(log_ratio.detach())
+    log_ratio, mass = log_ratio[order], mass[order]  # ascending
+    zero = mass.new_zeros(1)
+    below = torch.cat([zero, mass.cumsum(0)])  # (N + 1,) q's mass of the n smallest weights
+    above = torch.cat([zero, mass.flip(0).cumsum(0)]).flip(0)  # (N + 1,) and of all others
+    first = torch.cat([zero, (mass * log_ratio.exp()).nan_to_num(0.0).cumsum(0)])  # and their part of p(x)
     count = math.ceil((high - low) / _SPACING) + 1
     steps = torch.arange(count, dtype=log_ratio.dtype, device=log_ratio.device)
     log_u = low + _SPACING * steps
+    edges = log_ratio.detach()
     parts = []
-    for block in log_u.split(max(1, _BLOCK // len(log_ratio))):
-        exponent = -torch.exp(block.unsqueeze(-1) + log_ratio)  # (u, N): -u w / p(x)
-        lost, left = -torch.expm1(exponent) @ mass, torch.exp(exponent) @ mass  # 1 - phi and phi, (u,)
+    for block in log_u.split(max(1, min(32, _BLOCK // len(log_ratio)))):
+        start = int(torch.searchsorted(edges, _LINEAR - block[-1]))
+        stop = int(torch.searchsorted(edges, _GONE - block[0]))
+        exponent = -torch.exp(block.unsqueeze(-1) + log_ratio[start:stop])  # (u, n): -u w / p(x)
+        linear = torch.exp(block + first[start].log())  # (u,) what the small weights lose
+        lost = linear - torch.expm1(exponent) @ mass[start:stop] + above[stop]  # 1 - phi
+        left = below[start] - linear + torch.exp(exponent) @ mass[start:stop]  # phi
         # each to full relative accuracy where it is the smaller one
-        parts.append(torch.where(lost < 0.5, torch.log1p(-lost.clamp(max=0.5)), left.log()))
+        parts.append(torch.where(lost < 0.5, torch.log1p(-lost.clamp(max=0.5)), left.clamp(min=0.0).log()))
     return log_u, torch.cat(parts)

@@ -53,12 +53,15 @@ def iwae_gradient_estimates(
       zero if q is the posterior (Roeder, Wu and Duvenaud 2017); beyond it drops a term with a mean.
 
     Shapes: ``mean`` and ``log_var`` ``(d,)``, result ``(num_estimates, 2d)``. ``log_joint`` is one datum's
-    ``log p(x, z)`` and maps ``(S, d)`` to ``(S,)``, with S = K times ``num_estimates``. Raises ``ValueError``
-    on another shape or an unknown estimator. Ledger I6, I7.
+    ``log p(x, z)`` and maps ``(S, d)`` to ``(S,)``, with S = K times ``num_estimates``, all in memory at
+    once (where ``log p(x, z)`` is a quadratic use :func:`dgm_course.bounds.noise.weighted_noise`). Raises
+    ``ValueError`` on another shape or an unknown estimator. Ledger I6, I7.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")
     check_family(mean, log_var, num_samples)
+    if num_estimates < 1:
+        raise ValueError(f"num_estimates must be at least 1, got {num_estimates}: ask for some estimates")
     mean, log_var = mean.detach(), log_var.detach()
     std = torch.exp(0.5 * log_var)
     kind = {"generator": generator, "dtype": mean.dtype, "device": mean.device}
@@ -85,9 +88,10 @@ def signal_to_noise(estimates: Tensor, *, mean: Tensor | None = None, num_averag
     From R independent estimates: the absolute value of their mean over their sample standard deviation.
     ``mean (...)`` replaces the mean where a better one is known: an exact one, or that of another unbiased
     estimator with less noise (otherwise a ratio below ``1 / sqrt(R)`` is not seen). ``num_averaged`` is the
-    number M of estimates that a step averages: the ratio grows by sqrt(M).
+    number M of estimates that a step averages: the ratio grows by sqrt(M). Estimates that are all equal have
+    an infinite ratio, and none (NaN) where they are all zero.
     Rainforth et al. 2018, "Tighter variational bounds are not necessarily better". Ledger I6.
-    Raises ``ValueError`` for fewer than two estimates or ``num_averaged`` below 1.
+    Raises ``ValueError`` for fewer than two estimates, a mean of another shape, or ``num_averaged`` below 1.
     """
     if estimates.dim() == 0 or len(estimates) < 2:
         raise ValueError(
@@ -97,6 +101,11 @@ def signal_to_noise(estimates: Tensor, *, mean: Tensor | None = None, num_averag
     if num_averaged < 1:
         raise ValueError(f"num_averaged must be at least 1, got {num_averaged}: it is the M of outer samples")
     signal = estimates.mean(0) if mean is None else mean
+    if signal.shape != estimates.shape[1:]:
+        raise ValueError(
+            f"mean must have the shape of one estimate, {tuple(estimates.shape[1:])}, got "
+            f"{tuple(signal.shape)}: average over the estimates only"
+        )
     return signal.abs() / estimates.std(0) * num_averaged**0.5
 
 

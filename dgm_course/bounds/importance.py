@@ -22,16 +22,18 @@ def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
 
     Its mean over ``z_1, ..., z_K ~ q(z|x)`` is L_K: the ELBO at K = 1, and never above log p(x), since
     ``E (1/K) sum_k w_k = p(x)`` and the logarithm is concave. Differentiable: autograd through it is the
-    gradient of :func:`iwae_gradient`. Burda, Grosse and Salakhutdinov 2016, "Importance weighted
-    autoencoders". Ledger I1, I2. Raises ``ValueError`` without samples.
+    gradient of :func:`iwae_gradient`. ``-inf`` (with no gradient) where all weights are zero. Burda, Grosse
+    and Salakhutdinov 2016, "Importance weighted autoencoders". Ledger I1, I2. Raises ``ValueError`` without
+    samples.
     """
+    _check_samples(log_w, dim)
     return log_mean_exp(log_w, dim)
 
 
 def normalized_weights(log_w: Tensor, dim: int = 0) -> Tensor:
     """Self-normalised weights ``w_k / sum_j w_j``: shape of ``log_w``, sum 1 along ``dim``. Ledger I5.
 
-    Raises ``ValueError`` without samples.
+    NaN where all weights are zero, as the two functions below. Raises ``ValueError`` without samples.
     """
     _check_samples(log_w, dim)
     return torch.softmax(log_w, dim)
@@ -45,8 +47,7 @@ def effective_sample_size(log_w: Tensor, dim: int = 0) -> Tensor:
     miss the same mode of the posterior have equal weights. Kong 1992; Ledger I8. Raises ``ValueError``
     without samples.
     """
-    _check_samples(log_w, dim)
-    return torch.exp(2.0 * torch.logsumexp(log_w, dim) - torch.logsumexp(2.0 * log_w, dim))
+    return 1.0 / normalized_weights(log_w, dim).square().sum(dim)
 
 
 def chi2_from_log_weights(log_w: Tensor, dim: int = 0) -> Tensor:
@@ -55,13 +56,15 @@ def chi2_from_log_weights(log_w: Tensor, dim: int = 0) -> Tensor:
     It is ``N / ESS - 1``, at most N - 1: where the weights have no variance (q's tails are too light) the
     estimate stays finite and grows with N. Ledger I3. Raises ``ValueError`` without samples.
     """
-    return log_w.shape[dim] / effective_sample_size(log_w, dim) - 1.0
+    weights = normalized_weights(log_w, dim)
+    count = weights.shape[dim]
+    return count * (weights - 1.0 / count).square().sum(dim)  # N sum w^2 - 1 without cancellation
 
 
 def iwae_gap(chi2: Number, num_samples: int | Tensor) -> Number:
-    """What is left of the bound's gap at large K: ``log p(x) - L_K -> chi^2(p(z|x) || q) / (2 K)``, in nats.
+    """The bound's gap at large K, to leading order: ``log p(x) - L_K ~ chi^2(p(z|x) || q) / (2 K)``, in nats.
 
-    The leading term of the delta method; it needs ``E_q w^2 < inf``. For Gaussians ``chi2`` is
+    The first term of the delta method, no bound; it needs ``E_q w^2 < inf``. For Gaussians ``chi2`` is
     :func:`dgm_course.gaussian.gaussian_chi2`, on a grid :func:`dgm_course.divergences.chi2_divergence`, from
     samples :func:`chi2_from_log_weights`. Nowozin 2018, "Debiasing evidence approximations"; Domke and
     Sheldon 2018. Ledger I3. Raises ``ValueError`` unless ``num_samples >= 1``.
@@ -72,7 +75,7 @@ def iwae_gap(chi2: Number, num_samples: int | Tensor) -> Number:
 
 
 def _check_samples(log_w: Tensor, dim: int) -> None:
-    if log_w.dim() == 0 or log_w.shape[dim] == 0:
+    if not -log_w.dim() <= dim < log_w.dim() or log_w.shape[dim] == 0:
         raise ValueError(
             f"log-weights need at least one sample along dim={dim}, got shape {tuple(log_w.shape)}: draw "
             "K >= 1 samples and keep them in a dimension of their own"

@@ -57,6 +57,7 @@ def weighted_noise(
             f"quadratic must be below 1/2, got {quadratic}: E exp(h |eps|^2) is infinite there, so these are "
             "no weights of a posterior"
         )
+    linear = linear.detach()  # the noise is overwritten: no gradient could flow back
     results = []
     steepness = torch.full_like(linear, quadratic)
     squares = linear.new_empty(0)

@@ -27,7 +27,10 @@ def importance_log_weights(
             f"needs num_samples >= 1 and x (B, m) with B >= 1, got {num_samples} and {tuple(x.shape)}: use "
             "x.unsqueeze(0) for one x"
         )
-    members = vae.members or 1
-    block = max(1, min(num_samples, _ROWS // (members * x.shape[-2])))
-    counts = [block] * (num_samples // block) + [num_samples % block] * (num_samples % block > 0)
-    return torch.cat([vae.log_weights(x, num_samples=k, generator=generator) for k in counts], dim=-2)
+    stack = () if vae.members is None else (vae.members,)
+    block = max(1, _ROWS // ((vae.members or 1) * x.shape[-2]))
+    reference = next(vae.parameters())
+    log_w = torch.empty(*stack, num_samples, x.shape[-2], dtype=reference.dtype, device=reference.device)
+    for part in log_w.split(block, dim=-2):
+        part.copy_(vae.log_weights(x, num_samples=part.shape[-2], generator=generator))
+    return log_w

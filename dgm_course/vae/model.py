@@ -52,6 +52,11 @@ class VAE(Stackable):
         self.decoder = decoder
         self.latent_dim = latent_dim
         self.members = members_of(self)
+        if members_of(encoder) is None and self.members is not None:
+            raise ValueError(
+                f"a stack of {self.members} decoders needs an encoder for each, got one without members: "
+                f"build it with members={self.members}"
+            )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(mean, log_var)`` of q(z|x), each ``(..., d)``."""
@@ -98,6 +103,11 @@ class VAE(Stackable):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if x.dim() != 2 and not (x.dim() == 3 and self.members is not None):
+            raise ValueError(
+                f"x must be (B, m), or (E, B, m) for stacked members, got {tuple(x.shape)}: flatten its "
+                "batch dimensions"
+            )
         mean, log_var = self.encode(x)
         z = self._draw(mean, log_var, num_samples, generator)
         if stop_score:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from dgm_course.numerics import (
     default_device,
     gauss_hermite,
     gauss_legendre,
+    log_log_slope,
     log_mean_exp,
     nats_to_bits_per_dim,
     sum_except_batch,
@@ -96,3 +98,21 @@ def test_quadratures_reject_bad_input() -> None:
         gauss_hermite(3, num_dims=0)
     with pytest.raises(ValueError, match="at most 256"):
         gauss_hermite(257)
+
+
+def test_log_log_slope_is_the_exponent_of_a_power_law() -> None:
+    x = torch.tensor([1.0, 3.0, 10.0, 500.0], dtype=torch.float64)
+    y = torch.stack([7 * x**-0.5, 0.1 * x**2])  # (2, 4)
+    assert log_log_slope(x, y).tolist() == pytest.approx([-0.5, 2.0], abs=1e-12)
+    noisy = y[0] * torch.tensor([1.0, 1.1, 0.9, 1.0], dtype=torch.float64)
+    expected = np.polyfit(x.log().numpy(), noisy.log().numpy(), 1)[0]
+    assert log_log_slope(x, noisy).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_log_log_slope_refuses_what_has_no_exponent() -> None:
+    with pytest.raises(ValueError, match="two different values"):
+        log_log_slope(torch.ones(3), torch.ones(3))
+    with pytest.raises(ValueError, match="one y for each x"):
+        log_log_slope(torch.tensor([1.0, 2.0]), torch.ones(3))
+    with pytest.raises(ValueError, match="zero or negative"):
+        log_log_slope(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
