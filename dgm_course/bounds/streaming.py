@@ -1,7 +1,7 @@
 """The importance-weighted bound and its exact gradient with very many samples, in memory that does not grow.
 
 Two passes. The forward pass draws the noise in blocks and keeps nothing but the log-weights ``(K, B)``. The
-gradient is ``sum_k w^_k grad log w_k``, and most normalised weights are negligible: the backward pass draws
+gradient is ``sum_k w^_k grad log w_k``, and many normalised weights are negligible: the backward pass draws
 the same noise again, picks the samples that count, and differentiates those, in batches of a fixed size.
 """
 
@@ -20,10 +20,6 @@ from dgm_course.numerics import log_mean_exp
 
 PairLogJoint = Callable[[Tensor, Tensor], Tensor]  # x (..., m), z (..., d) -> log p(x, z) (...)
 
-#: A sample is left out of the gradient where its normalised weight is below this over K: together they hold
-#: at most this part of the weight, about one rounding error of float32.
-_NEGLIGIBLE = 1e-7
-
 
 def streamed_iwae_bound(
     log_joint: PairLogJoint,
@@ -40,26 +36,54 @@ def streamed_iwae_bound(
 
     ``z_k = mean + exp(log_var / 2) eps_k`` are K samples of q(z|x) for each of B data points. Differentiable
     once, with respect to ``mean``, ``log_var`` (and so the encoder that made them) and the ``parameters`` of
-    ``log_joint`` that are listed: plain gradient, exact to rounding. ``x`` is a constant.
+    ``log_joint`` that are listed, which must be all that it depends on: plain gradient, exact to rounding.
+    ``x`` is a constant.
 
-    Memory beyond the ``(K, B)`` log-weights: about what ``rows`` samples need in one step of training.
+    Memory beyond the ``(K, B)`` log-weights: about what ``rows`` samples (at least B) need in one step of
+    training. Time: one forward pass for all samples, and a training step for those that count.
     Shapes: ``x (B, m)``, ``mean`` and ``log_var`` ``(B, d)``. ``log_joint`` maps ``x (..., m), z (..., d)``
-    with equal batch shapes to ``(...)`` and must treat samples independently. ``generator`` gives one number,
-    from which every block of noise is seeded. Burda et al. 2016. Ledger I5, I8. Raises ``ValueError`` on
-    other shapes.
+    with equal batch shapes to ``(...)``. It is called twice with the same z, so it must not draw random
+    numbers, and must treat samples independently. ``generator`` gives one number, from which every block of
+    noise is seeded: the draw depends on it and on ``rows``. Burda et al. 2016. Ledger I5, I8. Raises
+    ``ValueError`` on other shapes, and if ``log_joint`` depends on a parameter that is not listed.
     """
     if mean.dim() != 2 or mean.shape != log_var.shape or x.dim() != 2 or len(x) != len(mean):
         raise ValueError(
             "x must be (B, m), mean and log_var (B, d), got "
             f"{tuple(x.shape)}, {tuple(mean.shape)} and {tuple(log_var.shape)}: one row for each data point"
         )
-    if num_samples < 1 or rows < 1:
-        raise ValueError(f"num_samples and rows must be at least 1, got {num_samples} and {rows}")
+    if num_samples < 1 or rows < 1 or len(x) < 1:
+        raise ValueError(
+            f"num_samples, rows and the batch need at least one, got {num_samples}, {rows} and B = {len(x)}: "
+            "hand in some data points and ask for some samples"
+        )
     device = torch.device("cpu") if generator is None else generator.device
     seed = int(torch.randint(2**62, (), generator=generator, device=device))
-    wanted = [p for p in parameters if p.requires_grad]
+    wanted = list({id(p): p for p in parameters if p.requires_grad}.values())  # each once
+    if torch.is_grad_enabled():
+        _check_listed(log_joint, x[None, :1].detach(), mean[None, :1].detach(), wanted)
     plan = _Plan(log_joint, x.detach(), num_samples, seed, max(1, rows // len(x)), rows)
     return _StreamedBound.apply(plan, mean, log_var, *wanted)
+
+
+def _check_listed(log_joint: PairLogJoint, x: Tensor, z: Tensor, parameters: list[Tensor]) -> None:
+    """``ValueError`` if the graph of one log-joint ends in a parameter that is not among these."""
+    with torch.enable_grad():
+        waiting = [log_joint(x, z).grad_fn]
+    known, seen, missing = {id(p) for p in parameters}, set(), 0
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)  # a leaf of the graph
+        missing += variable is not None and id(variable) not in known
+        waiting += [following for following, _ in node.next_functions]
+    if missing:
+        raise ValueError(
+            f"log_joint depends on {missing} parameter(s) that would get no gradient: list them in "
+            "parameters=, or switch their requires_grad off"
+        )
 
 
 @dataclass(frozen=True)
@@ -131,16 +155,15 @@ class _StreamedBound(torch.autograd.Function):
         return None, grad_mean, grad_log_var, *totals
 
 
-def _kept(
-    plan: _Plan, weights: Tensor, like: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _kept(plan: _Plan, weights: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The samples that count, ``plan.rows`` at a time: noise ``(n, d)``, index of x and weight ``(n,)``."""
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
     count = start = 0
+    smallest = torch.stack([_smallest_kept(column) for column in weights.mT])  # (B,)
     for eps in plan.noise(like):
         weight = weights[start : start + len(eps)]  # (k, B)
         start += len(eps)
-        sample, at = torch.nonzero(weight > _NEGLIGIBLE / plan.num_samples, as_tuple=True)
+        sample, at = torch.nonzero(~(weight < smallest), as_tuple=True)  # NaN counts: it has to be seen
         waiting.append((eps[sample, at], at, weight[sample, at]))
         count += len(at)
         while count >= plan.rows:
@@ -150,3 +173,10 @@ def _kept(
             count -= plan.rows
     if count:
         yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
+
+
+def _smallest_kept(weights: Tensor) -> Tensor:
+    """The smallest normalised weight that is kept, ``(K,) -> ()``: those dropped hold one rounding error."""
+    ascending = weights.sort().values
+    dropped = (ascending.cumsum(0) <= torch.finfo(weights.dtype).eps).sum()
+    return ascending[dropped.clamp(max=len(weights) - 1)]

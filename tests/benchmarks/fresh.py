@@ -7,6 +7,7 @@ run at the wanted size, preparation included, raises the resident memory at its 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
 import json
@@ -63,9 +64,14 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _resident(reset: bool) -> int | None:
-    """The highest resident memory of this process so far, in bytes; with ``reset``, counted from now on."""
+    """The highest resident memory of this process so far, in bytes; with ``reset``, counted from now on.
+
+    Before a reset the allocator returns what is free, else the run would fill that first, unseen.
+    """
     try:
         if reset:
+            if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+                libc.malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         status = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

@@ -46,37 +46,38 @@ class Contender:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on one number taken from the rows of the main size (contender's name -> row)."""
+    """A bound on one number taken from the rows of one size (contender's name -> row): main, or ``at``."""
 
     text: str
     value: Callable[[Mapping[str, Row]], float]
     at_least: float = -math.inf
     at_most: float = math.inf
     on: str = "cpu"
+    at: Size | None = None
 
 
-def faster_than(peer: str, factor: float, on: str = "cpu") -> Goal:
+def faster_than(peer: str, factor: float, on: str = "cpu", at: Size | None = None) -> Goal:
     """The peer takes at least ``factor`` times our time."""
     text = f"at least {factor:g} x as fast as {peer}"
-    return Goal(text, lambda rows: rows[peer]["ratio"][1], at_least=factor, on=on)
+    return Goal(text, lambda rows: rows[peer]["ratio"][1], at_least=factor, on=on, at=at)
 
 
-def within(limit: str, factor: float, on: str = "cpu") -> Goal:
+def within(limit: str, factor: float, on: str = "cpu", at: Size | None = None) -> Goal:
     """We take at most ``factor`` times the limit's time."""
     text = f"at most {factor:g} x the time of {limit}"
-    return Goal(text, lambda rows: 1 / rows[limit]["ratio"][1], at_most=factor, on=on)
+    return Goal(text, lambda rows: 1 / rows[limit]["ratio"][1], at_most=factor, on=on, at=at)
 
 
-def memory_below(ours: str, megabytes: float, on: str = "cpu") -> Goal:
+def memory_below(ours: str, megabytes: float, on: str = "cpu", at: Size | None = None) -> Goal:
     """Our peak memory beyond the inputs, in MB."""
     text = f"peak memory of {ours} below {megabytes:g} MB"
-    return Goal(text, lambda rows: rows[ours]["peak_bytes"] / 1e6, at_most=megabytes, on=on)
+    return Goal(text, lambda rows: rows[ours]["peak_bytes"] / 1e6, at_most=megabytes, on=on, at=at)
 
 
-def seconds_below(ours: str, seconds: float, on: str = "cpu") -> Goal:
+def seconds_below(ours: str, seconds: float, on: str = "cpu", at: Size | None = None) -> Goal:
     """Our median time."""
     text = f"{ours} in less than {seconds:g} s"
-    return Goal(text, lambda rows: rows[ours]["seconds"][1], at_most=seconds, on=on)
+    return Goal(text, lambda rows: rows[ours]["seconds"][1], at_most=seconds, on=on, at=at)
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class Benchmark:
 
     ``inputs(size, device)`` makes the data, the same for all; ``reference(inputs)`` is the float64 answer
     that every contender must match: max |result - reference| <= tolerance * max |reference|. Times are per
-    ``unit``, of which a run does ``units_per_run``. Goals hold at the size ``main``; growth is fitted over
-    the sizes that differ from it in ``grows_in`` only. ``tiny`` is the size of a quick run, and what warms a
-    process up before its memory is measured. With one thread the clock is the process's CPU time, which busy
-    neighbours hardly disturb; with more, and on a GPU, it is the wall clock.
+    ``unit``, of which a run does ``units_per_run``. Goals hold at the size ``main`` unless they name another;
+    growth is fitted over the sizes that differ from it in ``grows_in`` only. ``tiny`` is the size of a quick
+    run, and what warms a process up before its memory is measured. With one thread the clock is the process's
+    CPU time, which busy neighbours hardly disturb; with more, and on a GPU, it is the wall clock.
     """
 
     kernel: str
@@ -205,18 +206,19 @@ def add_growth(benchmark: Benchmark, rows: Sequence[Row], main: Size) -> None:
 
 
 def judge(benchmark: Benchmark, rows: Sequence[Row], main: Size, device: torch.device) -> list[Row]:
-    """Each goal of the device: its text, the number reached, and whether it is met (None: not measured)."""
-    table = {r["contender"]: r for r in rows if r["size"] == dict(main)}
+    """Each goal of the device: text, size, the number reached, and whether it is met (None: not measured)."""
     verdicts: list[Row] = []
     for goal in benchmark.goals:
         if goal.on != device.type:
             continue
+        size = dict(main if goal.at is None else goal.at)
+        table = {r["contender"]: r for r in rows if r["size"] == size}
         try:
             value = goal.value(table)
+            met = goal.at_least <= value <= goal.at_most
         except (KeyError, TypeError):  # the row has no such number: its contender did not run here
-            verdicts.append({"goal": goal.text, "value": None, "met": None})
-            continue
-        verdicts.append({"goal": goal.text, "value": value, "met": goal.at_least <= value <= goal.at_most})
+            value = met = None
+        verdicts.append({"goal": goal.text, "at": size, "value": value, "met": met})
     return verdicts
 
 

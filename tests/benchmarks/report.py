@@ -107,7 +107,8 @@ def section(kept: Mapping[str, Any]) -> str:
     for goal in kept["goals"]:
         reached = "not measured" if goal["met"] is None else f"{goal['value']:.3g}"
         verdict = {True: "**met**", False: "**not met**", None: "**open**"}[goal["met"]]
-        lines.append(f"- Goal at {_size(kept['main'])}: {goal['goal']}. Reached: {reached}; {verdict}.")
+        size = _size(goal.get("at", kept["main"]))
+        lines.append(f"- Goal at {size}: {goal['goal']}. Reached: {reached}; {verdict}.")
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
     lines += [table_row(row, kept["grows_in"]) for row in kept["rows"]]
     return "\n".join(lines) + "\n"
