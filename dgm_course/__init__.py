@@ -5,6 +5,7 @@ Letters
 ``x``      data, shape ``(..., m)``; ``m`` its dimension
 ``z``      latent variable, shape ``(..., d)``; ``d`` its dimension
 ``B``      batch size; ``n`` number of data points; ``K`` number of importance samples
+``R``, ``M``  number of independent estimates of a gradient, and of those averaged in one step
 ``E``      number of ensemble members, always the leading dimension of a stacked parameter or result
 ``theta``  generative (decoder) parameters; ``phi`` encoder parameters; ``lambda`` prior or flow parameters
 ``pi``     the data distribution; ``p`` the model; ``q`` the variational posterior

@@ -73,12 +73,17 @@ def gaussian_chi2(
     """
     _check_event(mean=mean, log_var=log_var, other_mean=other_mean, other_log_var=other_log_var)
     shift, other = mean - other_mean, _like(other_log_var, mean if isinstance(mean, Tensor) else log_var)
-    excess = torch.expm1(log_var - other)  # (..., d): b / a - 1
-    finite = (excess < 1.0).all(-1, keepdim=True)
-    excess = torch.where(finite, excess, 0.0)  # keeps the gradient of the other rows finite
+    log_ratio = log_var - other  # (..., d): log b / a
+    finite = (log_ratio < math.log(2.0)).all(-1, keepdim=True)
+    log_ratio = torch.where(finite, log_ratio, 0.0)  # keeps the gradient of the other rows finite
+    excess = torch.expm1(log_ratio)  # b / a - 1
     square = shift**2 * torch.exp(-other)  # b delta^2
-    # b (2a - b) / a^2 = 1 - (b / a - 1)^2
-    terms = square / (1.0 - excess) - 0.5 * torch.log1p(-(excess**2))
+    # log b (2a - b) / a^2, written as 1 - (b / a - 1)^2 near b = a, and factor by factor where q is wide
+    near = log_ratio > -0.7
+    log_product = torch.where(
+        near, torch.log1p(-torch.where(near, excess, 0.0) ** 2), log_ratio + torch.log1p(-excess)
+    )
+    terms = square / (1.0 - excess) - 0.5 * log_product
     return torch.where(finite.squeeze(-1), torch.expm1(terms.sum(-1)), math.inf)
 
 

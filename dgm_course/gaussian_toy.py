@@ -66,8 +66,9 @@ class GaussianToy:
     ) -> GaussianToy:
         """mu = 0, x drawn from the model, and q_mean the posterior's mean plus ``offset`` in each dimension.
 
-        At ``offset = 0`` the gradient of phi is exactly 0 and has no signal; from 0.25 on the laws of the
-        signal-to-noise ratio bend. The paper moves its parameters by about 0.01.
+        At ``offset = 0`` the gradient of phi is exactly 0 and has no signal. The laws of the signal-to-noise
+        ratio hold for K well above chi^2: from K = 1 on at 0.05, from about 100 on at 0.25. The paper moves
+        its parameters by about 0.01.
         """
         generator = torch.Generator().manual_seed(seed)
         x = math.sqrt(2.0) * torch.randn(num_dims, generator=generator, dtype=torch.float64)

@@ -10,14 +10,14 @@ from dgm_course.bounds.elbo import (
     elbo,
     elbo_from_evidence,
     elbo_from_kl,
-    reparametrised_gradient,
     score_function_gradient,
 )
-from dgm_course.bounds.exact import exact_iwae_bound, implicit_posterior
+from dgm_course.bounds.exact import exact_iwae_bound, implicit_posterior_log_prob
 from dgm_course.bounds.gradients import (
     dreg_gradient,
     iwae_gradient,
     iwae_gradient_estimates,
+    reparametrised_gradient,
     signal_to_noise,
 )
 from dgm_course.bounds.importance import (
@@ -39,7 +39,7 @@ __all__ = [
     "elbo_from_evidence",
     "elbo_from_kl",
     "exact_iwae_bound",
-    "implicit_posterior",
+    "implicit_posterior_log_prob",
     "iwae_bound",
     "iwae_gap",
     "iwae_gradient",

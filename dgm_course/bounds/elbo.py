@@ -42,40 +42,6 @@ def elbo_from_evidence(log_px: Tensor, posterior_kl: Tensor) -> Tensor:
     return log_px - posterior_kl
 
 
-def reparametrised_gradient(
-    log_joint: LogJoint,
-    mean: Tensor,
-    log_var: Tensor,
-    *,
-    num_samples: int,
-    generator: torch.Generator | None = None,
-    stop_score: bool = False,
-) -> Tensor:
-    """Single-sample reparametrised estimates of the ELBO's gradient with respect to ``(mean, log_var)``.
-
-    ``d/d(mean, log_var) [log p(x, z) - log q(z)]`` at ``z = mean + exp(log_var / 2) eps``, one row for each
-    ``eps ~ N(0, I)``; every row is unbiased. With ``stop_score`` the parameters inside ``log q`` are held
-    fixed ("sticking the landing", Roeder, Wu and Duvenaud 2017): still unbiased, and zero when q is the
-    posterior.
-
-    Shapes: ``mean`` and ``log_var`` ``(d,)``, result ``(num_samples, 2d)``. ``log_joint`` maps ``(S, d)`` to
-    ``(S,)``. Raises ``ValueError`` on any other shape. Ledger C3.
-    """
-    check_family(mean, log_var, num_samples)
-    with torch.enable_grad():
-        # one copy of the parameters for each sample, so that one backward pass yields every sample's gradient
-        means = mean.detach().repeat(num_samples, 1).requires_grad_()  # (S, d)
-        log_vars = log_var.detach().repeat(num_samples, 1).requires_grad_()  # (S, d)
-        z = gaussian_sample(means, log_vars, generator=generator)  # (S, d)
-        if stop_score:
-            log_q = gaussian_log_prob(z, mean.detach(), log_var.detach())  # (S,)
-        else:
-            log_q = gaussian_log_prob(z, means, log_vars)  # (S,)
-        log_w = evaluate(log_joint, z) - log_q  # (S,)
-        gradients = torch.autograd.grad(log_w.sum(), (means, log_vars))
-    return torch.cat(gradients, dim=-1)
-
-
 def score_function_gradient(
     log_joint: LogJoint,
     mean: Tensor,

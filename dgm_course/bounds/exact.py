@@ -36,15 +36,18 @@ def exact_iwae_bound(
 
     ``L_K - log p(x) = int (exp(-K u) - phi(u)^K) d log u``. Shapes: ``log_joint = log p(x, z)`` and
     ``log_q = log q(z|x)`` at the nodes ``(N,)``, quadrature ``weights (N,)``, result in the shape of
-    ``num_samples``. The nodes have to cover both q and the posterior. In float64 about ten digits, whatever
-    the size of the gap, as far as the quadrature over z has them; ``-inf`` where q has mass but the joint has
-    none. Differentiable in both densities. Raises ``ValueError`` if shapes differ, a K is below 1, or the
-    nodes miss mass of q.
+    ``num_samples``. The nodes have to cover both q and the posterior. In float64 about ten digits of L_K
+    (hand in a joint with log p(x) = 0 to have them of the gap), as far as the quadrature over z has them;
+    ``-inf`` where q has mass but the joint has none. Differentiable in both densities. Milliseconds, unless
+    the log-weights range over thousands of nats. Raises ``ValueError`` if shapes differ, a K is below 1 or
+    infinite, or the nodes miss mass of q or of the joint.
     """
     log_px, log_ratio, mass = _prepare(log_joint, log_q, weights)
     counts = torch.as_tensor(num_samples, dtype=log_joint.dtype, device=log_joint.device)
-    if not bool((counts >= 1).all()):
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
+    if not counts.numel() or not bool(((counts >= 1) & (counts < math.inf)).all()):
+        raise ValueError(
+            f"num_samples must be at least 1 and finite, got {num_samples}: it is the K of the bound"
+        )
     if _weight_may_vanish(log_ratio, mass):
         return torch.full_like(counts, -math.inf)  # with a positive probability all K weights are zero
     low, high = -_TAIL - math.log(float(counts.max())), _highest(log_ratio, mass)
@@ -54,7 +57,9 @@ def exact_iwae_bound(
     return log_px + _SPACING * integrand.sum(-1)
 
 
-def implicit_posterior(log_joint: Tensor, log_q: Tensor, weights: Tensor, num_samples: int) -> Tensor:
+def implicit_posterior_log_prob(
+    log_joint: Tensor, log_q: Tensor, weights: Tensor, num_samples: int
+) -> Tensor:
     """Log-density of the expected importance-weighted posterior q_EW at the nodes: ``(N,)``. Ledger I4.
 
     Draw ``z_1, ..., z_K ~ q`` and keep one of them, chosen by its normalised weight: its law is
@@ -63,14 +68,15 @@ def implicit_posterior(log_joint: Tensor, log_q: Tensor, weights: Tensor, num_sa
 
     q itself at K = 1, the posterior as K grows; ``L_K <= ELBO(q_EW) <= log p(x)``. Exact:
     ``q_EW = K q w/p(x) int_0^inf exp(-u w/p(x)) phi(u)^(K-1) du``. Shapes as in :func:`exact_iwae_bound`.
-    Cremer, Morris and Duvenaud 2017, "Reinterpreting importance-weighted autoencoders".
-    Raises ``ValueError`` as :func:`exact_iwae_bound` does, and where q has mass but the joint has none.
+    Cremer, Morris and Duvenaud 2017, "Reinterpreting importance-weighted autoencoders". No gradient flows
+    through it. Raises ``ValueError`` as :func:`exact_iwae_bound` does, and where q has mass but the joint has
+    none.
     """
-    log_px, log_ratio, mass = _prepare(log_joint, log_q, weights)
+    log_px, log_ratio, mass = _prepare(log_joint.detach(), log_q.detach(), weights)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
     if num_samples == 1:
-        return log_q.clone()
+        return log_q.detach().clone()
     if _weight_may_vanish(log_ratio, mass):
         raise ValueError(
             "q has mass where p(x, z) is zero, so all K weights may be zero and none can be chosen: cut q "
@@ -84,7 +90,7 @@ def implicit_posterior(log_joint: Tensor, log_q: Tensor, weights: Tensor, num_sa
     for block in log_ratio.split(max(1, _BLOCK // len(log_u))):
         exponent = log_terms - torch.exp(block.unsqueeze(-1) + log_u)  # (n, U)
         parts.append(torch.logsumexp(exponent, -1))
-    log_density = log_joint - log_px + torch.cat(parts) + math.log(num_samples * _SPACING)
+    log_density = log_joint.detach() - log_px + torch.cat(parts) + math.log(num_samples * _SPACING)
     return log_density.masked_fill(log_q == -math.inf, -math.inf)
 
 
@@ -104,6 +110,11 @@ def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor,
             "quadrature or take more nodes"
         )
     log_px = torch.logsumexp(log_joint + weights.log(), 0)
+    if not bool(log_px.isfinite()):
+        raise ValueError(
+            f"log p(x) comes out as {float(log_px.detach())}: log_joint must be a number, or -inf, at every "
+            "node, and finite at some"
+        )
     nowhere = log_joint == -math.inf  # also where q vanishes as well
     log_ratio = (log_joint - log_q.masked_fill(nowhere, 0.0)) - log_px
     return log_px, log_ratio, mass / total
@@ -142,7 +153,9 @@ def _laplace(log_ratio: Tensor, mass: Tensor, low: float, high: float) -> tuple[
         start = int(torch.searchsorted(edges, _LINEAR - block[-1]))
         stop = int(torch.searchsorted(edges, _GONE - block[0]))
         exponent = -torch.exp(block.unsqueeze(-1) + log_ratio[start:stop])  # (u, n): -u w / p(x)
-        linear = torch.exp(block + first[start].log())  # (u,) what the small weights lose
+        linear = torch.zeros_like(block)  # (u,) what the small weights lose
+        if first[start] > 0:
+            linear = torch.exp(block + first[start].log())
         lost = linear - torch.expm1(exponent) @ mass[start:stop] + above[stop]  # 1 - phi
         left = below[start] - linear + torch.exp(exponent) @ mass[start:stop]  # phi
         # each to full relative accuracy where it is the smaller one

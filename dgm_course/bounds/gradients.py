@@ -6,31 +6,59 @@ import torch
 from torch import Tensor
 
 from dgm_course.bounds.elbo import LogJoint, check_family, evaluate
-from dgm_course.bounds.importance import normalized_weights
+from dgm_course.bounds.importance import normalized_weights, sample_dim
 
 ESTIMATORS = ("plain", "sticking the landing", "dreg")
 
 
-def iwae_gradient(log_w: Tensor, grad_log_w: Tensor) -> Tensor:
+def reparametrised_gradient(
+    log_joint: LogJoint,
+    mean: Tensor,
+    log_var: Tensor,
+    *,
+    num_samples: int,
+    generator: torch.Generator | None = None,
+    stop_score: bool = False,
+) -> Tensor:
+    """Single-sample reparametrised estimates of the ELBO's gradient with respect to ``(mean, log_var)``.
+
+    ``d/d(mean, log_var) [log p(x, z) - log q(z)]`` at ``z = mean + exp(log_var / 2) eps``, one row for each
+    ``eps ~ N(0, I)``; every row is unbiased. With ``stop_score`` the parameters inside ``log q`` are held
+    fixed ("sticking the landing", Roeder, Wu and Duvenaud 2017): still unbiased, and zero when q is the
+    posterior.
+
+    Shapes: ``mean`` and ``log_var`` ``(d,)``, result ``(num_samples, 2d)``. ``log_joint`` maps ``(S, d)`` to
+    ``(S,)``. Raises ``ValueError`` on any other shape. Ledger C3.
+    """
+    return iwae_gradient_estimates(
+        log_joint, mean, log_var,
+        num_samples=1, num_estimates=num_samples, generator=generator,
+        estimator="sticking the landing" if stop_score else "plain",
+    )  # fmt: skip
+
+
+def iwae_gradient(log_w: Tensor, grad_log_w: Tensor, dim: int | None = None) -> Tensor:
     """Gradient of ``log (1/K) sum_k w_k``: ``sum_k w^_k grad log w_k`` with normalised weights w^_k.
 
     The samples share the gradient by weight: one K-sample step is no average of K single-sample steps.
-    Shapes: ``log_w (K, ...)``, ``grad_log_w (K, ..., P)``, one gradient for each log-weight, result
-    ``(..., P)``. Burda et al. 2016, equation 14. Ledger I5. Raises ``ValueError`` if the shapes differ.
+    Shapes: ``log_w (K, B)``, ``grad_log_w (K, B, P)``, one gradient for each log-weight, result ``(B, P)``;
+    for others ``dim`` names log_w's dimension of samples. Burda et al. 2016, equation 14. Ledger I5. Raises
+    ``ValueError`` if the shapes differ.
     """
-    return _weighted(normalized_weights(log_w), grad_log_w)
+    return _weighted(normalized_weights(log_w, dim), grad_log_w, dim)
 
 
-def dreg_gradient(log_w: Tensor, path_gradient: Tensor) -> Tensor:
+def dreg_gradient(log_w: Tensor, path_gradient: Tensor, dim: int | None = None) -> Tensor:
     """Doubly reparametrised gradient of L_K with respect to phi: ``sum_k w^_k^2 d log w_k/dz dz_k/dphi``.
 
     ``path_gradient`` is the derivative of ``log w_k = log p(x, z_k) - log q(z_k|x)`` through z_k alone, with
     phi inside ``log q`` held fixed. Same mean as :func:`iwae_gradient` for phi; its signal-to-noise ratio
-    grows as sqrt(K) where that one's falls. Shapes: ``log_w (K, ...)``, ``path_gradient (K, ..., P)``, result
-    ``(..., P)``. Tucker, Lawson, Gu and Maddison 2019, "Doubly reparameterized gradient estimators for Monte
-    Carlo objectives". Ledger I7. Raises ``ValueError`` if the shapes differ.
+    grows as sqrt(K) where that one's falls. For phi only: theta's gradient keeps the weights w^_k, and a loss
+    for both is :func:`dgm_course.vae.dreg_loss`. Shapes as in :func:`iwae_gradient`. Tucker, Lawson, Gu and
+    Maddison 2019, "Doubly reparameterized gradient estimators for Monte Carlo objectives". Ledger I7. Raises
+    ``ValueError`` if the shapes differ.
     """
-    return _weighted(normalized_weights(log_w).square(), path_gradient)
+    return _weighted(normalized_weights(log_w, dim).square(), path_gradient, dim)
 
 
 def iwae_gradient_estimates(
@@ -109,10 +137,10 @@ def signal_to_noise(estimates: Tensor, *, mean: Tensor | None = None, num_averag
     return signal.abs() / estimates.std(0) * num_averaged**0.5
 
 
-def _weighted(weights: Tensor, gradients: Tensor) -> Tensor:
+def _weighted(weights: Tensor, gradients: Tensor, dim: int | None) -> Tensor:
     if gradients.shape[:-1] != weights.shape:
         raise ValueError(
             "each log-weight (K, ...) needs one gradient (K, ..., P), got "
             f"{tuple(weights.shape)} and {tuple(gradients.shape)}: put the parameters last"
         )
-    return (weights.unsqueeze(-1) * gradients).sum(0)
+    return (weights.unsqueeze(-1) * gradients).sum(sample_dim(weights, dim) % weights.dim())

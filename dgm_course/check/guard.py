@@ -216,10 +216,10 @@ def _raise_exit(ident: int | None) -> None:
 
 
 @contextmanager
-def plain_defaults() -> Iterator[None]:
-    """float32, the CPU and gradients as torch's defaults inside, whatever the student's session has set."""
+def plain_defaults(default_dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """This dtype, the CPU and gradients as torch's defaults inside, whatever the session has set."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(default_dtype)
     try:
         with nullcontext() if device.type == "cpu" else torch.device("cpu"), torch.inference_mode(False):
             yield

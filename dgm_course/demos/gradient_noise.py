@@ -24,7 +24,7 @@ from dgm_course.demos.engine import Artists, LiveDemo, choice_slider
 from dgm_course.gaussian_toy import GaussianToy
 
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-AVERAGED = (1, 2, 4, 8, 16, 32, 64)
+AVERAGED = (1, 2, 5, 10, 20, 50)
 #: q's mean is off by this much in each of 20 dimensions
 OFFSET = 0.05
 NUM_ESTIMATES = 4096
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
     estimates: Tensor  # (3, C, R) nats per unit of the parameter
     means: Tensor  # (3, C) both of phi's are the mean of the DReG estimates
-    order: Tensor  # (64, R) which estimates are averaged together
+    order: Tensor  # (50, R) which estimates are averaged together
 
 
 class Noise(NamedTuple):
@@ -67,7 +67,8 @@ def tabulate() -> Table:
     # The mean of phi's plain estimates is known no better than sd / 64, which hides it from K = 50 on; they
     # are shifted by that error to the same mean's better estimate.
     estimates[1] += (means[1] - estimates[1].mean(-1)).unsqueeze(-1)
-    # Rows are permutations: the M numbers that are averaged come from different estimates.
+    # Each row is a permutation of its own. An average of M has now and then one estimate twice: that adds a
+    # hundredth to the spread, while disjoint groups would leave too few averages for a histogram.
     keys = torch.rand(AVERAGED[-1], NUM_ESTIMATES, generator=generator, dtype=torch.float32)
     return Table(estimates, means, keys.argsort(1))
 
@@ -75,7 +76,7 @@ def tabulate() -> Table:
 def compute(table: Table, num_samples: int, num_averaged: int) -> Noise:
     """Look up K, average M estimates at a time, and measure the signal-to-noise ratios. Ledger I6, I7.
 
-    Raises ``ValueError`` for a K that is not in the table, or an M beyond 64.
+    Raises ``ValueError`` for a K that is not in the table, or an M beyond 50.
     """
     if num_samples not in COUNTS or not 1 <= num_averaged <= AVERAGED[-1]:
         raise ValueError(
@@ -184,12 +185,12 @@ def describe(noise: Noise) -> str:
 TRY_THIS = (
     "**Try:** raise K with the arrow keys. The estimates of θ close in on their mean; the plain ones of φ "
     "scatter ever wider around theirs, until half of them have the wrong sign. The DReG estimates have the "
-    "same mean and far less noise. Then spend about 50 samples in two ways: K = 1, M = 64, or K = 50, M = 1. "
+    "same mean and far less noise. Then spend 50 samples in two ways: K = 1, M = 50, or K = 50, M = 1. "
     "Which is better for φ, and which for θ? How does M move the three curves?"
 )
 
 
-def show(*, num_samples: int = 10, num_averaged: int = 16) -> LiveDemo:
+def show(*, num_samples: int = 10, num_averaged: int = 10) -> LiveDemo:
     """Show the demo, from these values of its controls on."""
     table = tabulate()
     return LiveDemo(

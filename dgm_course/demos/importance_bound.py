@@ -19,7 +19,7 @@ from dgm_course import plots
 from dgm_course.bounds import (
     effective_sample_size,
     exact_iwae_bound,
-    implicit_posterior,
+    implicit_posterior_log_prob,
     iwae_gap,
     normalized_weights,
 )
@@ -95,7 +95,7 @@ def compute(num_samples: int, mean: float, sd: float) -> Bound:
     log_joint = LOG_PX + log_posterior
     all_counts = torch.cat([counts, counts.new_tensor([num_samples])])
     bounds = exact_iwae_bound(log_joint, log_q, weights, all_counts)  # (C + 1,)
-    log_implicit = implicit_posterior(log_joint, log_q, weights, num_samples)
+    log_implicit = implicit_posterior_log_prob(log_joint, log_q, weights, num_samples)
     samples = mean + sd * noise[:num_samples]
     log_w = LOG_PX + POSTERIOR.log_prob(samples.unsqueeze(-1)) - _log_q(samples, mean, sd)
     finite = sd**2 > 0.5 * float(POSTERIOR.sds.max()) ** 2  # else p^2 / q grows without end in the tails
@@ -201,8 +201,8 @@ def describe(bound: Bound) -> str:
 TRY_THIS = (
     "**Try:** raise K: q_EW leaves q for the posterior, and once the blue and the green curve have met, ten "
     "times the samples leave a tenth of the gap. Then put q on the left mode: mean −1.1, width 0.631. At "
-    "K = 100 the weights are almost equal and the ESS is 97 of 100, yet a quarter of a nat is missing: all "
-    "samples missed the other mode. One step narrower, and another: what becomes of χ², and of L_K?"
+    "K = 100 this draw has almost equal weights, ESS 97 of 100, and no sample near the other mode; L_K, the "
+    "mean over draws, lacks a quarter of a nat. One step narrower, and another: what becomes of χ², of L_K?"
 )
 
 

@@ -10,7 +10,7 @@ from dgm_course.vae.decoders import (
     Decoder,
     GaussianDecoder,
 )
-from dgm_course.vae.importance import importance_log_weights
+from dgm_course.vae.importance import dreg_loss, importance_log_weights
 from dgm_course.vae.model import VAE, ELBOTerms, active_units, free_bits_kl, kl_weight, vae_loss
 from dgm_course.vae.quadrature import quadrature_elbo, quadrature_log_prob
 
@@ -23,6 +23,7 @@ __all__ = [
     "ELBOTerms",
     "GaussianDecoder",
     "active_units",
+    "dreg_loss",
     "free_bits_kl",
     "importance_log_weights",
     "kl_weight",

@@ -98,11 +98,30 @@ class VAE(Stackable):
         """``log w_k = log p(x, z_k) - log q(z_k|x)`` of K reparametrised samples: ``([E,] K, B)``, nats.
 
         The K samples are the second dimension from the end: ``iwae_bound(log_w, dim=-2)``. With
-        ``stop_score`` the encoder's parameters inside ``log q`` are held fixed, as the doubly reparametrised
-        gradient needs them. ``x (B, m)``, or ``(E, B, m)`` for stacked members. Ledger I1.
+        ``stop_score`` the encoder's parameters inside ``log q`` are held fixed, as path gradients need them
+        (to train with DReG take :func:`dgm_course.vae.dreg_loss`). ``x (B, m)``, or ``(E, B, m)`` for stacked
+        members. Ledger I1. Raises ``ValueError`` on another shape or no samples.
+        """
+        z, log_q = self.posterior_sample(
+            x, num_samples=num_samples, generator=generator, stop_score=stop_score
+        )
+        return self.log_joint(x, z) - log_q
+
+    def posterior_sample(
+        self,
+        x: Tensor,
+        *,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        stop_score: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """K reparametrised samples ``z ([E,] K, B, d)`` of q(z|x) and their ``log q(z|x) ([E,] K, B)``, nats.
+
+        All that importance weights need to know of the posterior: a model with another one replaces this.
+        Arguments and errors as in :meth:`log_weights`.
         """
         if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}: ask for some samples")
         if x.dim() != 2 and not (x.dim() == 3 and self.members is not None):
             raise ValueError(
                 f"x must be (B, m), or (E, B, m) for stacked members, got {tuple(x.shape)}: flatten its "
@@ -113,7 +132,7 @@ class VAE(Stackable):
         if stop_score:
             mean, log_var = mean.detach(), log_var.detach()
         mean, log_var = mean.unsqueeze(self._sample_dim), log_var.unsqueeze(self._sample_dim)
-        return self.log_joint(x, z) - gaussian_log_prob(z, mean, log_var)
+        return z, gaussian_log_prob(z, mean, log_var)
 
     @property
     def _sample_dim(self) -> int:

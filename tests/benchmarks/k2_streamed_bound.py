@@ -179,13 +179,14 @@ BENCHMARK = Benchmark(
     workload=(
         f"A VAE of {PIXELS} binary pixels and {LATENTS} latents, two layers of {HIDDEN} tanh units each way, "
         f"{BATCH} pictures, K samples of each: the bound, and its gradient for encoder and decoder. With "
-        "peaked = 1 (the decoder's last weights times 4, as training narrows posteriors) about a quarter of "
+        "peaked = 1 (the decoder's last weights times 4, as training narrows posteriors) about a sixth of "
         "the samples hold all but 1e-7 of the weight, and ours differentiates only those. peaked = 0 is the "
         "network as it is initialised: nothing can be left out, and ours goes through the decoder twice "
-        "forward and once backward, as checkpointing does. Errors come from the rounding of log p(x, z) in "
-        "float32, the same kind for all: another batch moves their ratio by a quarter. The others are given "
-        "our noise (40 MB at K = 10 000), which counts in neither their time nor their memory; ours draws "
-        "it. Most of checkpointing's memory is gaps in the heap."
+        "forward and once backward, as checkpointing does; what it gains on the single pass are the page "
+        "faults of 3 GB, whose price varies: 1.15 to 1.8 in three runs of this table. Errors come from the "
+        "rounding of log p(x, z) in float32, the same kind for all: another batch moves their ratio by a "
+        "quarter. The others are given our noise (40 MB at K = 10 000), which counts in neither their time "
+        "nor their memory; ours draws it. Most of checkpointing's memory is gaps in the heap."
     ),
     contenders=(
         Contender(OURS, streamed),
@@ -207,7 +208,7 @@ BENCHMARK = Benchmark(
     grows_in="K",
     goals=(
         faster_than(NAIVE, 1.7),
-        faster_than(NAIVE, 1.3, at={"K": 10_000, "peaked": 0}),
+        faster_than(NAIVE, 1.7, at={"K": 10_000, "peaked": 0}),
         Goal(
             f"error at most that of {NAIVE}, both in float32",
             lambda rows: rows[OURS]["error"] / rows[NAIVE]["error"],

@@ -51,7 +51,7 @@ def test_the_average_weight_has_mean_p_of_x(variant: Callable[..., Tensor]) -> N
     bounds = iwae_bound(variant(model, x, z, q.log_prob(z)))  # (draws,)
     ratio = (bounds - log_px).exp()  # average weight over p(x)
     error = ratio.std() / DRAWS**0.5
-    assert error < 0.01
+    assert error < 0.01 * ratio.mean()
     assert abs(ratio.mean() - 1) <= 5 * error, (ratio.mean() - 1) / error
     gap = log_px - bounds.mean()
     assert gap > 10 * bounds.std() / DRAWS**0.5  # the logarithm is biased, and low

@@ -11,7 +11,7 @@ from ledger import proves
 from torch import Tensor
 from torch.distributions import Normal
 
-from dgm_course.bounds import effective_sample_size, exact_iwae_bound, implicit_posterior, iwae_bound
+from dgm_course.bounds import effective_sample_size, exact_iwae_bound, implicit_posterior_log_prob, iwae_bound
 from dgm_course.gaussian import gaussian_chi2
 from dgm_course.linear_gaussian import LinearGaussian
 from dgm_course.numerics import gauss_legendre
@@ -67,7 +67,7 @@ def without_its_own_weight(log_joint: Tensor, log_q: Tensor, weights: Tensor, nu
     return log_joint + torch.logsumexp((weights * log_q.exp()).log() - log_w, 0)
 
 
-@proves("I4", right=implicit_posterior, wrong={"without_its_own_weight": without_its_own_weight})
+@proves("I4", right=implicit_posterior_log_prob, wrong={"without_its_own_weight": without_its_own_weight})
 def test_the_implicit_posterior_lies_between_q_and_the_posterior(variant: Callable[..., Tensor]) -> None:
     direct = (unnormalised_q_iw().exp() @ (WEIGHTS * LOG_Q.exp())).log()  # at K = 2, over the plane
     q_ew = variant(LOG_P, LOG_Q, WEIGHTS, 2)
@@ -82,7 +82,7 @@ def test_the_implicit_posterior_lies_between_q_and_the_posterior(variant: Callab
 
 @pytest.mark.parametrize("num_samples", [1, 2, 10, 100])
 def test_the_chain_of_bounds_for_any_k(num_samples: int) -> None:
-    q_ew = implicit_posterior(LOG_P, LOG_Q, WEIGHTS, num_samples)
+    q_ew = implicit_posterior_log_prob(LOG_P, LOG_Q, WEIGHTS, num_samples)
     bound = exact_iwae_bound(LOG_P, LOG_Q, WEIGHTS, num_samples)
     assert (WEIGHTS * q_ew.exp()).sum().item() == pytest.approx(1.0, abs=1e-10)
     assert bound <= elbo_of(q_ew) + 1e-12 and elbo_of(q_ew) < 0

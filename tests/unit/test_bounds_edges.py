@@ -13,7 +13,7 @@ from dgm_course.bounds import (
     chi2_from_log_weights,
     effective_sample_size,
     exact_iwae_bound,
-    implicit_posterior,
+    implicit_posterior_log_prob,
     iwae_bound,
     iwae_gradient_estimates,
     signal_to_noise,
@@ -48,7 +48,7 @@ def test_the_implicit_posterior_is_right_where_the_weights_are_huge() -> None:
     other = (WEIGHTS.log() + log_q)[None] - (torch.logaddexp(log_w[:, None], log_w) - math.log(2.0))
     direct = log_p + torch.logsumexp(other, 1)
     near = Z.abs() < 9.0
-    q_ew = implicit_posterior(log_p, log_q, WEIGHTS, 2)
+    q_ew = implicit_posterior_log_prob(log_p, log_q, WEIGHTS, 2)
     torch.testing.assert_close(q_ew[near], direct[near], rtol=0, atol=1e-8)
 
 
@@ -58,11 +58,11 @@ def test_a_q_without_mass_somewhere_keeps_nothing_there() -> None:
     nodes, weights = gauss_legendre(-1.0, 1.0, 60)
     inner = nodes.squeeze(-1)
     log_q = torch.full_like(inner, -math.log(2.0))
-    expected = implicit_posterior(log_normal(0.0, 1.0, inner), log_q, weights, 2)
+    expected = implicit_posterior_log_prob(log_normal(0.0, 1.0, inner), log_q, weights, 2)
     assert (weights * expected.exp()).sum().item() == pytest.approx(1.0, rel=0, abs=1e-10)
     # the same quadrature, and nodes outside that carry no weight for q
     z = torch.cat([inner, Z[outside]])
-    joined = implicit_posterior(
+    joined = implicit_posterior_log_prob(
         log_normal(0.0, 1.0, z), torch.cat([log_q, torch.full_like(Z[outside], -math.inf)]),
         torch.cat([weights, WEIGHTS[outside]]), 2,
     )  # fmt: skip
@@ -77,6 +77,34 @@ def test_autograd_through_the_exact_bound_does_not_warn() -> None:
     bound = exact_iwae_bound(log_normal(0.0, 1.0), log_q, WEIGHTS, 1)
     (slope,) = torch.autograd.grad(bound, mean)
     assert slope.item() == pytest.approx(-0.3, rel=0, abs=1e-12)  # of -KL
+
+
+def test_the_gradient_of_the_exact_bound_where_q_is_far_too_wide() -> None:
+    """q five times wider, log-weights over thousands of nats: against central differences."""
+    z, weights = gauss_legendre(-14.0, 14.0, 1000)
+    z = z.squeeze(-1)
+
+    def bound(sd: Tensor) -> Tensor:
+        log_joint = Normal(torch.zeros_like(sd), sd).log_prob(z)
+        return exact_iwae_bound(log_joint, log_normal(0.0, 1.0, z), weights, 10)
+
+    sd = torch.tensor(0.2, dtype=F64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(bound(sd), sd)
+    step = 1e-5
+    differences = (bound(sd.detach() + step) - bound(sd.detach() - step)) / (2 * step)
+    assert gradient.item() == pytest.approx(differences.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [[], math.inf, 0])
+def test_a_number_of_samples_that_is_none_is_refused(num_samples: object) -> None:
+    with pytest.raises(ValueError, match="at least 1 and finite"):
+        exact_iwae_bound(log_normal(0.0, 1.0), log_normal(0.0, 1.0), WEIGHTS, num_samples)
+
+
+def test_a_joint_that_is_nowhere_is_refused() -> None:
+    for value in (math.nan, -math.inf):
+        with pytest.raises(ValueError, match="finite at some"):
+            exact_iwae_bound(torch.full_like(Z, value), log_normal(0.0, 1.0), WEIGHTS, 2)
 
 
 def test_the_message_shows_how_much_mass_is_missing() -> None:
@@ -185,6 +213,19 @@ def test_chi2_keeps_its_digits_where_the_gaussians_are_nearly_equal() -> None:
     small = torch.tensor([[1e-5], [1e-7], [1e-9]], dtype=F64)
     exact = small.squeeze(1) ** 2 / 2 + small.squeeze(1) ** 3 / 2
     torch.testing.assert_close(gaussian_chi2(torch.zeros_like(small), small), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_chi2_where_q_is_very_wide(dtype: torch.dtype) -> None:
+    """Log-variances r = -1 to -60: 1 + chi^2 = 1 / sqrt(c (2 - c)), c = exp(r), about exp(-r/2) / sqrt 2."""
+    log_var = torch.tensor([-1.0, -10.0, -17.0, -40.0, -60.0])[:, None].to(dtype).requires_grad_()
+    chi2 = gaussian_chi2(torch.zeros_like(log_var), log_var)
+    ratio = [math.exp(r) for r in log_var.flatten().tolist()]
+    exact = [1 / math.sqrt(c * (2 - c)) - 1 for c in ratio]
+    assert chi2.tolist() == pytest.approx(exact, rel=1e-12 if dtype == F64 else 1e-5)
+    (gradient,) = torch.autograd.grad(chi2.sum(), log_var)
+    slopes = [-(1 - c) / (2 - c) / math.sqrt(c * (2 - c)) for c in ratio]
+    assert gradient.flatten().tolist() == pytest.approx(slopes, rel=1e-10 if dtype == F64 else 1e-4)
 
 
 def test_an_infinite_dimension_does_not_make_its_neighbours_gradient_nan() -> None:

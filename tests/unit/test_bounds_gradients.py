@@ -51,7 +51,7 @@ def per_sample_gradients(log_w: Callable[[Tensor], Tensor], at: Tensor) -> Tenso
     return torch.stack(rows).reshape(*values.shape, -1)
 
 
-@pytest.mark.parametrize("shape", [(1,), (6,), (1, 3), (6, 3), (4, 2, 3)])
+@pytest.mark.parametrize("shape", [(1,), (6,), (1, 3), (6, 3), (4, 2, 3)])  # three: dim is named
 def test_the_plain_gradient_is_autograd_through_the_bound(shape: tuple[int, ...]) -> None:
     """Every entry of the batch for itself, 1e-13; log-weights of a few hundred nats apart."""
     a, b, c = draw(*shape, seed=1), draw(*shape, seed=2), 100.0 * draw(*shape, seed=3)
@@ -60,9 +60,10 @@ def test_the_plain_gradient_is_autograd_through_the_bound(shape: tuple[int, ...]
         return a * parameters[0] + torch.sin(b * parameters[1]) * parameters[2] + c
 
     at = torch.tensor([0.3, -1.2, 0.7], dtype=F64)
-    gradient = iwae_gradient(log_w(at), per_sample_gradients(log_w, at))
+    dim = 0 if len(shape) > 2 else None
+    gradient = iwae_gradient(log_w(at), per_sample_gradients(log_w, at), dim)
     assert gradient.shape == (*shape[1:], 3)
-    expected = per_sample_gradients(lambda p: iwae_bound(log_w(p)), at)  # autograd, entry by entry
+    expected = per_sample_gradients(lambda p: iwae_bound(log_w(p), dim), at)  # autograd, entry by entry
     torch.testing.assert_close(gradient, expected.reshape(gradient.shape), rtol=1e-13, atol=1e-13)
 
 

@@ -40,7 +40,7 @@ MOVES = {
         {"num_samples": 1}, {"num_samples": 1000}, {"mean": -2.0, "sd": importance_bound.SD_RANGE[0]},
         {"mean": 2.0, "sd": importance_bound.SD_RANGE[1], "num_samples": 20},
     ],
-    "gradient_noise": [{"num_samples": 1}, {"num_averaged": 1, "num_samples": 1000}, {"num_averaged": 64}],
+    "gradient_noise": [{"num_samples": 1}, {"num_averaged": 1, "num_samples": 1000}, {"num_averaged": 50}],
 }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def test_the_draw_keeps_its_noise_and_weighs_it() -> None:
 def test_what_the_caption_promises() -> None:
     """High ESS, low bound: no sample has seen the other mode. Ten times the samples, a tenth of the gap."""
     fooled = importance_bound.compute(100, -1.1, 10**-0.2)
-    assert round(fooled.effective) == 97 and "the ESS is 97 of 100" in importance_bound.TRY_THIS
+    assert round(fooled.effective) == 97 and "ESS 97 of 100" in importance_bound.TRY_THIS
     assert -3.3 < fooled.bound < -3.22
     assert (fooled.samples < 0.6).all()
     gaps = [-3 - importance_bound.compute(k, 1.0, 1.0).bound for k in (100, 1000)]
@@ -156,7 +156,7 @@ def test_ratios_of_one_sample_are_closed_forms(table: gradient_noise.Table, toy:
     means = np.array([float(toy.q_mean.norm()), pull, pull])
     sds = np.array([s, 2 * s, 2 * s - 1 / s])
     root = gradient_noise.NUM_ESTIMATES**0.5
-    for m in (1, 16, 64):
+    for m in (1, 10, 50):
         noise = gradient_noise.compute(table, 1, m)
         error = np.array([sds[0] / means[0], sds[2] / pull, sds[2] / pull]) / root + 1 / (root * 2**0.5)
         assert np.allclose(noise.snr[:, 0].numpy() / (means / sds * m**0.5), 1, atol=5 * error.max())
@@ -199,8 +199,8 @@ def test_the_laws_hold(table: gradient_noise.Table) -> None:
 
 
 def test_averages_of_m_are_m_times_less_spread(table: gradient_noise.Table) -> None:
-    assert torch.equal(table.order.sort(1).values, torch.arange(4096).expand(64, -1))
-    for m, k in itertools.product((1, 8, 64), (1, 50)):
+    assert torch.equal(table.order.sort(1).values, torch.arange(4096).expand(50, -1))
+    for m, k in itertools.product((1, 10, 50), (1, 50)):
         noise = gradient_noise.compute(table, k, m)
         assert torch.allclose(noise.ratios.mean(-1), torch.ones(3), atol=1e-3)
         assert torch.allclose(noise.ratios.std(-1) * noise.snr[:, noise.index], torch.ones(3), atol=0.06)
@@ -211,7 +211,7 @@ def test_averages_of_m_are_m_times_less_spread(table: gradient_noise.Table) -> N
 
 def test_gradient_noise_shows_the_state(table: gradient_noise.Table) -> None:
     demo = gradient_noise.show()
-    demo.set(num_samples=5, num_averaged=32)
+    demo.set(num_samples=5, num_averaged=20)
     noise, artists = demo.result, demo.artists
     for k in range(3):
         values, edges, _ = artists["right"][k].get_data()

@@ -25,6 +25,12 @@ def draw_log_weights(draw: Draw, num_samples: int, num_rows: int) -> Tensor:
     return (levels + spreads * noise).to(draw.dtype())
 
 
+def shares_by_exp(log_w: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+    """Normalised weights by way of the weights themselves, which overflow or vanish."""
+    w = torch.exp(log_w - shift)
+    return w / w.sum(0)
+
+
 def rounded(log_w: Tensor) -> Tensor:
     """By how many rounding errors a weight may be off, as a part of itself: for each x, ``(K, B) -> (B,)``.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dgm_course.check.cases import Case, Draw, case
 from dgm_course.check.engine import exercise
-from dgm_course.check.importance.draws import FAR, NEAR, draw_log_weights, rounded
+from dgm_course.check.importance.draws import FAR, NEAR, draw_log_weights, rounded, shares_by_exp
 
 # ---- snr: (R, P) -> (P,)
 
@@ -113,11 +113,6 @@ def _(squares: np.ndarray, log_w: Tensor) -> bool:
     return bool((squares >= 0).all())
 
 
-def _of_exp(log_w: Tensor, shift: Tensor | float = 0.0) -> Tensor:
-    w = torch.exp(log_w - shift)
-    return w / w.sum(0)
-
-
 dreg_weights.misconceptions(
     not_detached=(lambda w: _shares(w).square(),
                   "The numbers are right, but a backward pass would go on through them. Here they have to be "
@@ -126,8 +121,8 @@ dreg_weights.misconceptions(
                  "These are the weights of the plain gradient. In the doubly reparametrised one they come "
                  "squared."),
     squared_first=(lambda w: _shares(2 * w).detach(),
-                   "The squares sum to 1: the weights were squared before they were normalised. First "
-                   "normalise, then square."),
+                   "The squares were made to sum to 1. They need not: it is the weights that do, before they "
+                   "are squared."),
     over_batch=(lambda w: torch.softmax(w, 1).square().detach(),
                 "The weights were normalised over the batch. Normalise them over the samples of each x."),
     over_everything=(lambda w: torch.softmax(w.flatten(), 0).view_as(w).square().detach(),
@@ -138,13 +133,13 @@ dreg_weights.misconceptions(
                   "Logarithms were squared. The weights themselves have to be."),
     input_squared=(lambda w: _shares(w.square()).detach(),
                    "The log-weights were squared. Square what comes out in the end."),
-    overflow=(lambda w: _of_exp(w).square().detach(),
+    overflow=(lambda w: shares_by_exp(w).square().detach(),
               "Log-weights may lie near -1000 or 1000: in floats their exponentials are 0 or infinite. What "
               "can be added to all log-weights of an x without changing its shares?"),
     requires_grad_off=(lambda w: _shares(w.requires_grad_(False)).square(),
                        "That would change the input itself, which others still need. Make another tensor of "
                        "its numbers, cut off from the graph."),
-    global_max=(lambda w: _of_exp(w, w.max()).square().detach(),
+    global_max=(lambda w: shares_by_exp(w, w.max()).square().detach(),
                 "One shift was used for all x's, so that some x's weights all underflow. Shift each x by "
                 "itself."),
     sum_to_k=(lambda w: (_shares(w) * len(w)).square().detach(),
@@ -153,6 +148,9 @@ dreg_weights.misconceptions(
     times_rest=(lambda w: (_shares(w) * (1 - _shares(w))).detach(),
                 "This is how a share changes with its own log-weight. The doubly reparametrised gradient has "
                 "simpler weights."),
+    times_logs=(lambda w: (_shares(w).square() * w).detach(),
+                "The squares were multiplied by the log-weights. A loss may do that; here they alone are "
+                "asked for."),
     doubled=(lambda w: (2 * _shares(w)).detach(), "The weights were doubled. Squares are asked for."),
     root=(lambda w: _shares(w).sqrt().detach(), "A root was taken. The square is asked for."),
     negative=(lambda w: -_shares(w).square().detach(), "Only the sign is wrong: a square is never negative."),

@@ -12,9 +12,8 @@ from torch.distributions import Normal
 
 from dgm_course.check.cases import Case, Draw, case
 from dgm_course.check.engine import exercise
-from dgm_course.check.importance.draws import FAR, NEAR, draw_log_weights, rounded
-
-LOG_2PI = math.log(2 * math.pi)
+from dgm_course.check.importance.draws import FAR, NEAR, draw_log_weights, rounded, shares_by_exp
+from dgm_course.gaussian import LOG_2PI
 
 # ---- log_weights: (B, d), (K, B, d), (B, d), (B, d) -> (K, B)
 
@@ -107,6 +106,8 @@ log_weights.misconceptions(
     no_constants=(lambda x, z, m, s: (_terms(x, z, m, s) + 0.5 * LOG_2PI).sum(-1),
                   "The constants of the Gaussians are missing. There are three in each dimension: do all "
                   "of them cancel?"),
+    constants_once=(lambda x, z, m, s: _terms(x, z, m, s).sum(-1) + 0.5 * LOG_2PI * (z.shape[-1] - 1),
+                    "The constant of a Gaussian was counted once. Each dimension brings its own."),
     no_half=(lambda x, z, m, s: 2 * _terms(x, z, m, s).sum(-1),
              "Every answer is twice what it should be: a Gaussian's log-density has a half in front."),
     no_half_of_squares=(lambda x, z, m, s: (_terms(x, z, m, s) - 0.5 * (
@@ -168,31 +169,26 @@ def _(shares: np.ndarray, log_w: Tensor) -> bool:
     return np.allclose(shares.sum(0), 1, atol=1e-3)
 
 
-def _of_exp(log_w: Tensor, shift: Tensor | float = 0.0) -> Tensor:
-    w = torch.exp(log_w - shift)
-    return w / w.sum(0)
-
-
 normalized_weights.misconceptions(
     over_batch=(lambda w: torch.softmax(w, 1),
                 "The shares sum to 1 over the batch. They have to do so over the samples of each x."),
     over_everything=(lambda w: torch.softmax(w.flatten(), 0).view_as(w),
                      "The weights of all x's were added up. Each x has a total of its own."),
-    overflow=(_of_exp,
+    overflow=(shares_by_exp,
               "Log-weights may lie near -1000 or 1000: in floats their exponentials are 0 or infinite. What "
               "can be added to all log-weights of an x without changing its shares?"),
     overflow_of_all=(lambda w: w.exp() / w.exp().sum(),
                      "One total was taken for all x's, and it may be 0 or infinite. Each x has a total of "
                      "its own, and its weights must not overflow."),
-    max_pair=(lambda w: _of_exp(w, w.max(0)),
+    max_pair=(lambda w: shares_by_exp(w, w.max(0)),
               "Along an axis this function gives two things: the largest entries, and where they are. Take "
               "the first."),
-    global_max=(lambda w: _of_exp(w, w.max()),
+    global_max=(lambda w: shares_by_exp(w, w.max()),
                 "One shift was used for all x's, so that some x's weights all underflow. Shift each x by "
                 "itself."),
-    mean_subtracted=(lambda w: _of_exp(w, w.mean(0)),
+    mean_subtracted=(lambda w: shares_by_exp(w, w.mean(0)),
                      "A shift by the mean is not safe: the largest log-weight may be hundreds above it."),
-    min_subtracted=(lambda w: _of_exp(w, w.min(0).values),
+    min_subtracted=(lambda w: shares_by_exp(w, w.min(0).values),
                     "A shift by the smallest log-weight lets the largest overflow. Which shift does not?"),
     unnormalised=(torch.exp, "These are the weights. They are not yet divided by their total."),
     relative_to_largest=(lambda w: torch.exp(w - w.max(0).values),
