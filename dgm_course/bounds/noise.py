@@ -47,7 +47,7 @@ def weighted_noise(
     need it for their figure 1. Ledger I6, I7. Raises ``ValueError`` on another shape or no samples, and for
     ``h >= 1/2``, where the weights have no mean.
     """
-    if linear.dim() != 1 or num_samples < 1 or num_estimates < 1:
+    if linear.dim() != 1 or not len(linear) or num_samples < 1 or num_estimates < 1:
         raise ValueError(
             f"linear must be (d,) and both counts at least 1, got {tuple(linear.shape)}, num_samples="
             f"{num_samples} and num_estimates={num_estimates}: one data point at a time"

@@ -476,7 +476,8 @@ plots.log_axes(ax)
 for b, color in zip(precisions, plots.PALETTE, strict=False):
     ax.plot(counts, gaps[b], color=color, label=f"b = {b}: exact")
     if math.isfinite(chi2[b]):
-        ax.plot(counts, bounds.iwae_gap(chi2[b], counts), color=color, linestyle=(0, (2, 2)), linewidth=1.6)
+        law = dict(linestyle=(0, (2, 2)), linewidth=1.6, label=f"b = {b}: χ²/2K")
+        ax.plot(counts, bounds.iwae_gap(chi2[b], counts), color=color, **law)
 ax.plot(counts, 0.5 * counts**-0.5, color=plots.INK, linestyle=(0, (4, 2)), linewidth=1.6)
 ax.annotate("slope −1/2", (2e3, 0.5 * 2e3**-0.5), (4, 6), textcoords="offset points", color=plots.INK)
 ax.set(xlabel="number of samples K", ylabel="log p(x) − L_K  (nats)",
@@ -955,7 +956,7 @@ axes[1].set(xlabel="effective sample size of 5000", ylabel="held-out digits", ti
 axes[0].legend()
 plots.show(fig, alt=(
     "Left: the K = 1 model has the better ELBO, the K = 50 model the better L_5000; the curves cross near "
-    "K = 10. Right: effective sample sizes, lower for K = 50"
+    "K = 5. Right: effective sample sizes, lower for K = 50"
 ))
 
 # %% [markdown]

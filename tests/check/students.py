@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
@@ -36,3 +37,32 @@ def by_student(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, as if a student had typed it: its code no longer comes from the course's files."""
     code: CodeType = function.__code__.replace(co_filename="student.py")  # type: ignore[attr-defined]
     return FunctionType(code, function.__globals__, "answer", function.__defaults__)  # type: ignore[attr-defined]
+
+
+def expect_right(name: str, answer: Callable[..., Any]) -> None:
+    """The answer passes without a note, on the inputs that students see and on 500 others."""
+    exercise = getattr(check, name)
+    verdict = exercise.check(answer)
+    assert verdict.passed and not verdict.note, verdict.text
+    verdict = exercise.check(answer, seed=7, count=500, time_limit=60.0)
+    assert verdict.passed, verdict.text
+
+
+def expect_hint(name: str, known: str, answer: Callable[..., Any], shown: str) -> None:
+    """The answer earns the hint of the misconception ``known``, and the verdict's text holds ``shown``."""
+    verdict = getattr(check, name).check(answer)
+    hints = {mistake.name: mistake.hint for mistake in getattr(check, name).mistakes}
+    assert verdict.hint == hints[known], verdict.text
+    assert shown in verdict.text, verdict.text
+
+
+def expect_plain_gaps(name: str) -> None:
+    """Wherever a misconception's verdict shows two numbers, they differ by a tenth of the larger."""
+    exercise = getattr(check, name)
+    for mistake in exercise.mistakes:
+        gap = exercise.check(mistake.wrong).gap
+        values = re.search(r"expected (-?[\d.]+), got (-?[\d.]+)", gap)
+        if values:
+            right, wrong = map(float, values.groups())
+            larger = max(abs(wrong), abs(right))
+            assert abs(wrong - right) >= 0.1 * larger - 1e-3, f"{mistake.name}: {gap}"

@@ -166,6 +166,18 @@ def test_far_away_weights_do_not_overflow() -> None:
         assert_same(gradients(bound, model.inputs), still, 1e-9)
 
 
+def test_weights_sum_to_one_in_float32_at_the_level_of_an_image() -> None:
+    """log p(x, z) near -700: exp(log w - bound) would be off by the rounding of the bound, 1e-5 and more."""
+    level = torch.zeros((), requires_grad=True)
+    mean = 0.1 * torch.arange(6.0).reshape(3, 2)
+    bound = streamed_iwae_bound(
+        lambda x, z: level - 713.37 - 0.5 * z.square().sum(-1), torch.zeros(3, 2), mean, 0.3 * mean,
+        num_samples=2000, parameters=[level], generator=seeded(),
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(bound[1], level)
+    assert gradient.item() == pytest.approx(1.0, abs=2e-6)  # every sample's derivative is 1
+
+
 def test_samples_of_density_zero_count_nothing() -> None:
     """Where log p(x, z) is -inf for some samples, as with a bounded support."""
 

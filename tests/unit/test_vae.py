@@ -8,17 +8,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_vaes import small_vae
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from dgm_course.linear_gaussian import LinearGaussian
-from dgm_course.nets import MLP, MaskedMLP, member
+from dgm_course.nets import MLP, member
 from dgm_course.vae import (
     VAE,
-    AutoregressiveDecoder,
     BernoulliDecoder,
-    CategoricalDecoder,
-    Decoder,
     ELBOTerms,
     GaussianDecoder,
     active_units,
@@ -39,21 +37,6 @@ def randn(*shape: int, seed: int = 1) -> Tensor:
 def everything(m: int, levels: int) -> Tensor:
     """All levels ** m pictures."""
     return torch.tensor(list(itertools.product(range(levels), repeat=m)), dtype=F64)
-
-
-def small_vae(
-    generator: torch.Generator, members: int | None = None, latent_dim: int = 2, kind: str = "autoregressive"
-) -> VAE:
-    make = {"members": members, "generator": generator}
-    if kind == "autoregressive":
-        decoder: Decoder = AutoregressiveDecoder(MaskedMLP(5, 10, context=latent_dim, **make))
-    elif kind == "bernoulli":
-        decoder = BernoulliDecoder(MLP([latent_dim, 6, 5], **make))
-    elif kind == "categorical":
-        decoder = CategoricalDecoder(MLP([latent_dim, 6, 10], **make), 2)
-    else:
-        decoder = GaussianDecoder(MLP([latent_dim, 6, 5], **make), "learned")
-    return VAE(MLP([5, 8, 2 * latent_dim], **make), decoder, latent_dim).double()
 
 
 def test_terms_are_the_elbo_written_with_torch_distributions(generator: torch.Generator) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+import small_vaes
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal
@@ -19,13 +20,9 @@ from dgm_course.bounds import (
     streamed_iwae_bound,
 )
 from dgm_course.linear_gaussian import LinearGaussian
-from dgm_course.nets import MLP, MaskedMLP, member
+from dgm_course.nets import MLP, member
 from dgm_course.vae import (
     VAE,
-    AutoregressiveDecoder,
-    BernoulliDecoder,
-    CategoricalDecoder,
-    Decoder,
     GaussianDecoder,
     importance_log_weights,
     quadrature_elbo,
@@ -42,16 +39,7 @@ def seeded(seed: int = 3, device: torch.device | str = "cpu") -> torch.Generator
 
 
 def small_vae(kind: str = "bernoulli", members: int | None = None, latent_dim: int = 2) -> VAE:
-    make = {"members": members, "generator": seeded(1)}
-    if kind == "autoregressive":
-        decoder: Decoder = AutoregressiveDecoder(MaskedMLP(5, 10, context=latent_dim, **make))
-    elif kind == "bernoulli":
-        decoder = BernoulliDecoder(MLP([latent_dim, 6, 5], **make))
-    elif kind == "categorical":
-        decoder = CategoricalDecoder(MLP([latent_dim, 6, 10], **make), 2)
-    else:
-        decoder = GaussianDecoder(MLP([latent_dim, 6, 5], **make), "learned")
-    return VAE(MLP([5, 8, 2 * latent_dim], **make), decoder, latent_dim).double()
+    return small_vaes.small_vae(seeded(1), members, latent_dim, kind)
 
 
 def prior(z: Tensor) -> Tensor:
