@@ -457,13 +457,14 @@ print("hidden tests ran to the end: normalized_weights 60bf")
 counts = torch.logspace(0, 5, 26).round()
 precisions = (0.6, 1.5, 3.0)
 gaps, chi2 = {}, {}
+print("K * gap at K =     1       10      100     1000    10000   chi^2 / 2")
 for b in precisions:
     log_qb = Normal(torch.tensor(0.0), torch.tensor(b**-0.5)).log_prob(grid)
     gaps[b] = -bounds.exact_iwae_bound(log_p, log_qb, weights, counts)  # log p(x) - L_K
     chi2[b] = gaussian.gaussian_chi2(torch.zeros(1), torch.zeros(1), 0.0, -math.log(b)).item()
     at = {int(K): gap.item() for K, gap in zip(counts, gaps[b], strict=True)}
-    scaled = "  ".join(f"{K * at[K]:8.4f}" for K in (1, 10, 100, 1000, 10_000))
-    print(f"b = {b}   K * gap at K = 1, 10, ..., 10^4: {scaled}   chi^2 / 2 = {chi2[b] / 2:.4f}")
+    scaled = "".join(f"{K * at[K]:9.4f}" for K in (1, 10, 100, 1000, 10_000))
+    print(f"b = {b}       {scaled}   {chi2[b] / 2:.4f}")
 half = torch.where((grid > 0) & (grid < 1), 0.0, -math.inf)  # p(z | x) uniform on [0, 1]
 wide = torch.where(grid.abs() < 1, -math.log(2.0), -math.inf)  # q uniform on [-1, 1]: w is 0 or 2 p(x)
 wide_mass = wide - torch.logsumexp(wide + weights.log(), dim=0)
@@ -493,7 +494,7 @@ plots.show(fig, alt=(
 # two proposals meet theirs, the second without a bounded weight. For $b = 3$ there is no such number: the gap
 # falls like $K^{-a/(b-a)} = K^{-1/2}$ (up to logarithms), so that ten times the samples buy only half a digit.
 # A proposal that is too *narrow* is the expensive mistake. Convergence itself needs a finite $\mathcal L_1$, no more
-# and no less: the last line is the bounded weight for which nothing converges.
+# and no less: the last printed line is a bounded weight for which nothing converges.
 #
 # ### Exercise 4 · Predict the gap
 #
