@@ -12,7 +12,11 @@ from dgm_course.bounds.elbo import (
     elbo_from_kl,
     score_function_gradient,
 )
-from dgm_course.bounds.exact import exact_iwae_bound, implicit_posterior_log_prob
+from dgm_course.bounds.exact import (
+    exact_iwae_bound,
+    implicit_posterior_log_prob,
+    importance_weighted_log_prob,
+)
 from dgm_course.bounds.gradients import (
     dreg_gradient,
     iwae_gradient,
@@ -40,6 +44,7 @@ __all__ = [
     "elbo_from_kl",
     "exact_iwae_bound",
     "implicit_posterior_log_prob",
+    "importance_weighted_log_prob",
     "iwae_bound",
     "iwae_gap",
     "iwae_gradient",

@@ -94,6 +94,25 @@ def implicit_posterior_log_prob(
     return log_density.masked_fill(log_q == -math.inf, -math.inf)
 
 
+def importance_weighted_log_prob(log_joint: Tensor, log_q: Tensor, other_log_w: Tensor) -> Tensor:
+    """Logarithm of the importance-weighted posterior q_IW(z | z_2..z_K), which is not normalised. Ledger I4.
+
+    ``p(x, z) / (1/K (w(z) + sum_{k>=2} w_k))`` with ``w = p(x, z) / q(z|x)``: q itself where K = 1. Its mean
+    over ``z_2..z_K ~ q`` is q_EW, a density (:func:`implicit_posterior_log_prob`), and the mean of its ELBO
+    is L_K. Shapes: ``log_joint`` and ``log_q`` at z ``(...)``, ``other_log_w (K - 1, ...)`` of the other
+    samples, broadcast together; the result is ``(...)``. Cremer et al. 2017. Raises ``ValueError`` if
+    ``other_log_w`` has no dimension for the samples.
+    """
+    if other_log_w.dim() == 0:
+        raise ValueError(
+            "other_log_w must be (K - 1, ...), got a single number: give the samples a dimension of their own, "
+            "as other_log_w[None]"
+        )
+    log_w = log_joint - log_q
+    log_total = torch.logaddexp(log_w, torch.logsumexp(other_log_w, 0))
+    return log_joint - log_total + math.log(len(other_log_w) + 1)
+
+
 def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``log p(x)``, ``log w / p(x) (N,)`` and q's mass at each node ``(N,)``."""
     if not log_joint.shape == log_q.shape == weights.shape or log_joint.dim() != 1:

@@ -11,7 +11,13 @@ from ledger import proves
 from torch import Tensor
 from torch.distributions import Normal
 
-from dgm_course.bounds import effective_sample_size, exact_iwae_bound, implicit_posterior_log_prob, iwae_bound
+from dgm_course.bounds import (
+    effective_sample_size,
+    exact_iwae_bound,
+    implicit_posterior_log_prob,
+    importance_weighted_log_prob,
+    iwae_bound,
+)
 from dgm_course.gaussian import gaussian_chi2
 from dgm_course.linear_gaussian import LinearGaussian
 from dgm_course.numerics import gauss_legendre
@@ -78,6 +84,27 @@ def test_the_implicit_posterior_lies_between_q_and_the_posterior(variant: Callab
     assert bounds.tolist() == pytest.approx([-0.28268, -0.11632], abs=1e-5)
     assert elbo_of(q_ew).item() == pytest.approx(-0.05748, abs=1e-5)
     assert bounds[1] + 0.05 < elbo_of(q_ew) < -0.05  # L_2 < ELBO(q_EW) < log p(x): strict
+
+
+def normalised_over_z(log_joint: Tensor, log_q: Tensor, other_log_w: Tensor) -> Tensor:
+    """Divides by the integral over z: a density for each set of other samples, and not the one of the bound."""
+    log_q_iw = importance_weighted_log_prob(log_joint, log_q, other_log_w)
+    return log_q_iw - torch.logsumexp(log_q_iw + WEIGHTS.log()[:, None], 0)
+
+
+@proves("I4", right=importance_weighted_log_prob, wrong={"normalised_over_z": normalised_over_z})
+def test_the_importance_weighted_posteriors_average_to_q_ew(variant: Callable[..., Tensor]) -> None:
+    """K = 2 over the plane against the test's own formula, whose mean is q_EW; K = 1 is q."""
+    log_q_iw = variant(LOG_P[:, None], LOG_Q[:, None], (LOG_P - LOG_Q)[None, None])
+    torch.testing.assert_close(log_q_iw, unnormalised_q_iw(), rtol=0, atol=1e-12)
+    mean = (log_q_iw.exp() @ (WEIGHTS * LOG_Q.exp())).log()
+    expected = implicit_posterior_log_prob(LOG_P, LOG_Q, WEIGHTS, 2)
+    torch.testing.assert_close(mean[Z.abs() < 8], expected[Z.abs() < 8], rtol=0, atol=1e-9)
+    alone = variant(LOG_P[:, None], LOG_Q[:, None], LOG_P.new_empty(0, 1, 1))
+    torch.testing.assert_close(alone[:, 0], LOG_Q, rtol=0, atol=1e-12)
+    three = variant(LOG_P[:, None], LOG_Q[:, None], torch.tensor([[[0.3]], [[-1.2]]], dtype=torch.float64))
+    total = (LOG_P - LOG_Q).exp() + math.exp(0.3) + math.exp(-1.2)
+    torch.testing.assert_close(three[:, 0], LOG_P - (total / 3).log(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 10, 100])
