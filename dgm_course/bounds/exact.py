@@ -105,8 +105,8 @@ def importance_weighted_log_prob(log_joint: Tensor, log_q: Tensor, other_log_w: 
     """
     if other_log_w.dim() == 0:
         raise ValueError(
-            "other_log_w must be (K - 1, ...), got a single number: give the samples a dimension of their own, "
-            "as other_log_w[None]"
+            "other_log_w must be (K - 1, ...), got a single number: give the samples a dimension of their "
+            "own, as other_log_w[None]"
         )
     log_w = log_joint - log_q
     log_total = torch.logaddexp(log_w, torch.logsumexp(other_log_w, 0))

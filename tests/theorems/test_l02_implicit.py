@@ -87,7 +87,7 @@ def test_the_implicit_posterior_lies_between_q_and_the_posterior(variant: Callab
 
 
 def normalised_over_z(log_joint: Tensor, log_q: Tensor, other_log_w: Tensor) -> Tensor:
-    """Divides by the integral over z: a density for each set of other samples, and not the one of the bound."""
+    """Divides by the integral over z: a density for each set of other samples, not the bound's."""
     log_q_iw = importance_weighted_log_prob(log_joint, log_q, other_log_w)
     return log_q_iw - torch.logsumexp(log_q_iw + WEIGHTS.log()[:, None], 0)
 
