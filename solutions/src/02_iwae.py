@@ -756,7 +756,7 @@ plots.show(fig, alt=(
 # ### In a training loop
 #
 # $\hat w_k^2$ is right for $\phi$ only, and only with the $\phi$ inside $\log q$ held fixed. The decoder keeps
-# $\hat w_k$. (A loss $\sum_k \hat w_k^2 \log w_k$ without these two conditions can point the encoder the wrong way.)
+# $\hat w_k$. (Without these two conditions the gradient of $\sum_k \hat w_k^2 \log w_k$ is right for neither of them.)
 # `vae.dreg_loss` does both in one backward pass: the loss is $\sum_k \hat w_k \log w_k$ with constant weights, and the
 # gradient that arrives at $z_k$ on its way to the encoder is multiplied by $\hat w_k$ once more.
 #
