@@ -183,6 +183,19 @@ def test_a_bounded_weight_is_not_necessary() -> None:
     assert math.isinf(gaussian_chi2(*(torch.tensor([v]) for v in (0.0, 0.0, 0.0, -math.log(3.0)))))
 
 
+def test_a_bounded_weight_is_not_sufficient() -> None:
+    """p(z|x) uniform on [0, 1], q on [-1, 1]: w is 0 or 2 p(x). All K weights vanish with probability 2^-K."""
+    z, weights = gauss_legendre(-1.0, 1.0, 400)
+    z = z.squeeze(-1)
+    log_joint = torch.where(z > 0, LOG_PX, -math.inf).double()
+    log_q = torch.full_like(z, -math.log(2.0))
+    assert exact_iwae_bound(log_joint, log_q, weights, [1, 10, 10**6]).tolist() == [-math.inf] * 3
+    draws = torch.rand(7, 2000, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 2 - 1
+    log_w = torch.where(draws > 0, LOG_PX + math.log(2.0), -math.inf)
+    lost = (iwae_bound(log_w) == -math.inf).double().mean()
+    assert abs(lost - 2**-7) <= 5 * (2**-7 / 2000) ** 0.5
+
+
 def test_without_a_variance_the_gap_falls_more_slowly() -> None:
     """a = 1, b = 3: the exponent tends to -a/(b - a) = -1/2, up to logarithms; with b = 1.5 it is -1."""
     decade = [10**4, 10**5]
