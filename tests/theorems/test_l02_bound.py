@@ -184,7 +184,7 @@ def test_a_bounded_weight_is_not_necessary() -> None:
 
 
 def test_a_bounded_weight_is_not_sufficient() -> None:
-    """p(z|x) uniform on [0, 1], q on [-1, 1]: w is 0 or 2 p(x). All K weights vanish with probability 2^-K."""
+    """p(z|x) uniform on [0, 1], q on [-1, 1]: w is 0 or 2 p(x), and with probability 2^-K all K are 0."""
     z, weights = gauss_legendre(-1.0, 1.0, 400)
     z = z.squeeze(-1)
     log_joint = torch.where(z > 0, LOG_PX, -math.inf).double()
