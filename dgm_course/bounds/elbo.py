@@ -1,4 +1,4 @@
-"""The evidence lower bound in its three forms, and two estimators of its gradient."""
+"""The evidence lower bound in its three forms, and the score-function estimator of its gradient."""
 
 from __future__ import annotations
 

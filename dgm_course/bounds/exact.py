@@ -125,8 +125,8 @@ def _prepare(log_joint: Tensor, log_q: Tensor, weights: Tensor) -> tuple[Tensor,
     total = mass.sum()
     if not abs(float(total.detach()) - 1.0) < 1e-6:
         raise ValueError(
-            f"the nodes hold a mass of {float(total):.9g} of q, and 1 is needed: widen the range of the "
-            "quadrature or take more nodes"
+            f"the nodes hold a mass of {float(total.detach()):.9g} of q, and 1 is needed: widen the range of "
+            "the quadrature or take more nodes"
         )
     log_px = torch.logsumexp(log_joint + weights.log(), 0)
     if not bool(log_px.isfinite()):
