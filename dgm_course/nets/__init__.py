@@ -4,12 +4,13 @@
 leading dimension E, and one batched product serves all members (see :mod:`dgm_course.nets.linear`).
 """
 
-from dgm_course.nets.convolutional import MaskedConv2d, PixelCNN, PixelCNNAdapter
+from dgm_course.nets.convolutional import ConvNet, MaskedConv2d, PixelCNN, PixelCNNAdapter, conv2d
 from dgm_course.nets.linear import MLP, Linear, LocalLinear, Stackable, add_features, member, members_of
 from dgm_course.nets.masked import MaskedMLP, WindowDecoderNet, causal_mask, causal_window_mask
 
 __all__ = [
     "MLP",
+    "ConvNet",
     "Linear",
     "LocalLinear",
     "MaskedConv2d",
@@ -21,6 +22,7 @@ __all__ = [
     "add_features",
     "causal_mask",
     "causal_window_mask",
+    "conv2d",
     "member",
     "members_of",
 ]

@@ -1,4 +1,4 @@
-"""Masked convolutions and a PixelCNN without a blind spot, whose receptive field is a chosen radius."""
+"""Convolutions: a small plain network; masked ones, and a PixelCNN of a chosen radius, no blind spot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,63 @@ from torch import Tensor, nn
 
 #: which pixels of the kernel are kept: see :class:`MaskedConv2d`
 _ORDERS = ("raster", "rows")
+
+
+class ConvNet(nn.Module):
+    """Three convolutions, 3 x 3, 1 x 1 and 3 x 3, with an activation between: an image's conditioner.
+
+    Shapes: ``(..., in, H, W) -> (..., out, H, W)`` for any batch dimensions. The last layer starts with
+    ``last_scale`` times PyTorch's usual law: 0 makes the network's first output zero. Ledger F10; the network
+    of Glow's coupling layers (Kingma & Dhariwal 2018), narrower.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        *,
+        last_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = ((in_channels, hidden, 3), (hidden, hidden, 1), (hidden, out_channels, 3))
+        self.layers = nn.ModuleList(conv2d(*size, generator=generator) for size in sizes)
+        with torch.no_grad():
+            for parameter in self.layers[-1].parameters():
+                parameter.mul_(last_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in, H, W) -> (..., out, H, W)``."""
+        h = x.flatten(0, -4) if x.dim() > 4 else x
+        for layer in self.layers[:-1]:
+            h = nn.functional.silu(layer(h))
+        h = self.layers[-1](h)
+        return h.unflatten(0, x.shape[:-3]) if x.dim() > 4 else h
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    generator: torch.Generator | None = None,
+) -> nn.Conv2d:
+    """A ``torch.nn.Conv2d`` that keeps the picture's size (over ``stride``), drawn from ``generator``.
+
+    Weights and bias follow PyTorch's own law, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """
+    device = None if generator is None else generator.device
+    layer = nn.utils.skip_init(
+        nn.Conv2d, in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2,
+        device=device, dtype=torch.get_default_dtype(),
+    )  # fmt: skip
+    bound = (in_channels * kernel_size**2) ** -0.5
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+    return layer
 
 
 class MaskedConv2d(nn.Module):

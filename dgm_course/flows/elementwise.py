@@ -1,0 +1,112 @@
+"""Fixed maps of a flow: permutations of the dimensions, a given scale and shift, the logistic function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dgm_course.flows.base import Pair, Transform
+
+
+class Permutation(Transform):
+    """Reorder the dimensions, or an image's channels: ``x_i = z_order[i]``; its log-determinant is 0.
+
+    ``event_dims`` is 1 for vectors ``(..., d)`` and 3 for images ``(..., C, H, W)``. Between two coupling or
+    autoregressive layers it lets other dimensions be the ones that are read. Ledger F3, F7.
+    Raises ``ValueError`` unless ``order`` holds each of 0, ..., d - 1 once.
+    """
+
+    def __init__(self, order: Sequence[int] | Tensor, *, event_dims: int = 1) -> None:
+        super().__init__()
+        order = torch.as_tensor(order, dtype=torch.long)
+        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(f"order must hold each of 0, ..., d - 1 once, got {order.tolist()}")
+        self.event_dims = event_dims
+        self.register_buffer("order", order)
+        self.register_buffer("inverse_order", order.argsort())
+
+    @classmethod
+    def reverse(cls, num_dims: int, *, event_dims: int = 1) -> Permutation:
+        """The permutation that turns the order round."""
+        return cls(range(num_dims - 1, -1, -1), event_dims=event_dims)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        """``x_i = z_order[i]``."""
+        return self._reordered(z, self.order)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        """Back to the old order."""
+        return self._reordered(x, self.inverse_order)
+
+    def _reordered(self, value: Tensor, order: Tensor) -> Pair:
+        batch = self.batch_shape_of(value)
+        if value.shape[-self.event_dims] != len(order):
+            raise ValueError(
+                f"this permutation is of {len(order)} dimensions, got shape {tuple(value.shape)}: build it "
+                "for the size of the event"
+            )
+        return value.index_select(value.dim() - self.event_dims, order), value.new_zeros(batch)
+
+
+class FixedAffine(Transform):
+    """``x = shift + scale * z`` with given numbers or tensors of the event's shape, not trained.
+
+    The usual last step towards real data: with ``FixedAffine(mean, sd)`` the flow sees them standardised.
+    Raises ``ValueError`` for a scale that is zero or not finite. Ledger F1, D7.
+    """
+
+    def __init__(self, shift: Tensor | float, scale: Tensor | float, *, event_dims: int = 1) -> None:
+        super().__init__()
+        self.event_dims = event_dims
+        shift, scale = torch.as_tensor(shift), torch.as_tensor(scale)
+        if not bool((scale != 0).all() and scale.isfinite().all() and shift.isfinite().all()):
+            raise ValueError(
+                "shift and scale must be finite and no scale zero: such a map is not invertible; give "
+                "dimensions that are constant in the data the scale 1"
+            )
+        self.register_buffer("shift", shift)
+        self.register_buffer("scale", scale)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        """``shift + scale * z``."""
+        return self.shift.to(z.dtype) + self.scale.to(z.dtype) * z, self._log_det(z)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        """``(x - shift) / scale``."""
+        return (x - self.shift.to(x.dtype)) / self.scale.to(x.dtype), -self._log_det(x)
+
+    def _log_det(self, value: Tensor) -> Tensor:
+        batch = self.batch_shape_of(value)
+        event = value.shape[len(batch) :]
+        return self.scale.to(value.dtype).abs().log().expand(event).sum().expand(batch)
+
+
+class Sigmoid(Transform):
+    """``x = sigmoid(z)`` in (0, 1), dimension by dimension; log-determinant ``sum log sigmoid'(z)``.
+
+    For data in the unit cube, as dequantization noise is. ``inverse`` clamps x to the dtype's open interval,
+    so that 0 and 1 themselves give finite values. Ledger D5.
+    """
+
+    def __init__(self, *, event_dims: int = 1) -> None:
+        super().__init__()
+        self.event_dims = event_dims
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        """``sigmoid(z)``; ``log sigmoid'(z) = -softplus(z) - softplus(-z)``."""
+        batch = self.batch_shape_of(z)
+        return torch.sigmoid(z), self._log_slope(z).reshape(*batch, -1).sum(-1)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        """``log x - log(1 - x)``."""
+        batch = self.batch_shape_of(x)
+        limits = torch.finfo(x.dtype)
+        inside = x.clamp(limits.tiny, 1.0 - limits.eps / 2)
+        z = inside.log() - torch.log1p(-inside)
+        return z, -self._log_slope(z).reshape(*batch, -1).sum(-1)
+
+    @staticmethod
+    def _log_slope(z: Tensor) -> Tensor:
+        return -nn.functional.softplus(z) - nn.functional.softplus(-z)

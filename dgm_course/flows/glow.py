@@ -1,0 +1,155 @@
+"""Glow: squeeze, steps of flow, split; a normalizing flow for images of any even size and channel count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from dgm_course.flows.actnorm import ActNorm
+from dgm_course.flows.base import Compose, Flow, Pair, Transform
+from dgm_course.flows.conv1x1 import InvertibleConv1x1
+from dgm_course.flows.coupling import AffineCoupling
+from dgm_course.flows.masks import channel_mask
+from dgm_course.nets import ConvNet
+
+
+class Squeezed(Transform):
+    """A transform of ``(4C, H/2, W/2)`` images applied to ``(C, H, W)`` images.
+
+    Both ends are images of the full size: 2 x 2 blocks of pixels become channels, the transform acts, and
+    channels become blocks again. The log-determinant is the transform's. Raises ``ValueError`` for an odd
+    height or width. Ledger F10.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+        self.event_dims = 3
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        """Squeeze, ``transform.forward``, unsqueeze."""
+        x, log_det = self.transform(self._squeezed(z), context)
+        return pixel_shuffle(x, 2), log_det
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        """Squeeze, ``transform.inverse``, unsqueeze."""
+        z, log_det = self.transform.inverse(self._squeezed(x), context)
+        return pixel_shuffle(z, 2), log_det
+
+    def _squeezed(self, value: Tensor) -> Tensor:
+        self.batch_shape_of(value)
+        if value.shape[-1] % 2 or value.shape[-2] % 2:
+            raise ValueError(
+                f"squeezing needs an even height and width, got shape {tuple(value.shape)}: pad the image, "
+                "or use fewer scales"
+            )
+        return pixel_unshuffle(value, 2)
+
+
+class OnFirstChannels(Transform):
+    """A transform of the first ``num_channels`` channels of an image; the other channels stay as they are.
+
+    This is Glow's *split*: channels that are left alone from here on are latents of this scale. Ledger F10.
+    """
+
+    def __init__(self, transform: Transform, num_channels: int) -> None:
+        super().__init__()
+        self.transform, self.num_channels = transform, num_channels
+        self.event_dims = 3
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        """``transform.forward`` on the first channels."""
+        first, log_det = self.transform(z[..., : self.num_channels, :, :], context)
+        return torch.cat([first, z[..., self.num_channels :, :, :]], dim=-3), log_det
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        """``transform.inverse`` on the first channels."""
+        first, log_det = self.transform.inverse(x[..., : self.num_channels, :, :], context)
+        return torch.cat([first, x[..., self.num_channels :, :, :]], dim=-3), log_det
+
+
+def glow_transform(
+    image_shape: Sequence[int],
+    *,
+    num_scales: int = 2,
+    steps_per_scale: int = 8,
+    hidden: int = 48,
+    lu: bool = True,
+    generator: torch.Generator | None = None,
+) -> Transform:
+    """The multi-scale bijection of Glow between images ``(C, H, W)`` and latents of the same shape.
+
+    Each scale squeezes, takes ``steps_per_scale`` steps (from data to latents: actnorm, invertible 1x1
+    convolution, affine coupling with a small convolutional network), and splits: the second half of the
+    channels becomes Gaussian with mean and scale predicted from the first half, which goes on to the next
+    scale. The last scale does not split. Before training call ``initialise(transform, batch)``.
+
+    ``image_shape``: any C, H and W divisible by 2 (once a scale). Ledger F7, F10; Kingma & Dhariwal 2018.
+    Raises ``ValueError`` if a size does not divide, naming the scale.
+    """
+    channels, height, width = image_shape
+    if num_scales < 1 or height % 2**num_scales or width % 2**num_scales:
+        raise ValueError(
+            f"num_scales must be at least 1 and 2^num_scales divide height and width, got {num_scales} for "
+            f"{height} x {width}: use fewer scales, or pad the images"
+        )
+    squeezed = 4 * channels
+
+    def coupling(first: bool) -> AffineCoupling:
+        mask = channel_mask(squeezed, first=first)
+        kept = int(mask.sum())
+        net = ConvNet(kept, hidden, 2 * (squeezed - kept), last_scale=0.0, generator=generator)
+        return AffineCoupling(mask, net)
+
+    parts: list[Transform] = []
+    if num_scales > 1:
+        half = squeezed // 2
+        rest = glow_transform(
+            (half, height // 2, width // 2), num_scales=num_scales - 1, steps_per_scale=steps_per_scale,
+            hidden=hidden, lu=lu, generator=generator,
+        )  # fmt: skip
+        parts += [OnFirstChannels(rest, half), coupling(first=True)]
+    for step in range(steps_per_scale):
+        parts += [
+            coupling(first=step % 2 == 0),
+            InvertibleConv1x1(squeezed, lu=lu, generator=generator),
+            ActNorm(squeezed, event_dims=3),
+        ]
+    return Squeezed(Compose(parts))
+
+
+class Glow(Flow):
+    """Glow as a distribution of images ``(C, H, W)`` over a standard normal: ``log_prob``, ``sample``.
+
+    Arguments as :func:`glow_transform`; a ``before`` transform, applied last when sampling (a ``FixedAffine``
+    to the scale of the pixels, say), may be added. ``encode`` and ``decode`` go between images and latents.
+    Ledger F7, F10; Kingma & Dhariwal 2018, "Glow".
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        *,
+        num_scales: int = 2,
+        steps_per_scale: int = 8,
+        hidden: int = 48,
+        lu: bool = True,
+        pixels: Transform | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        body = glow_transform(
+            image_shape, num_scales=num_scales, steps_per_scale=steps_per_scale, hidden=hidden, lu=lu,
+            generator=generator,
+        )  # fmt: skip
+        super().__init__(body if pixels is None else Compose([body, pixels]), tuple(image_shape))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents of images: ``(..., C, H, W)``, standard normal if the model is right."""
+        return self.transform.inverse(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents: ``(..., C, H, W)``."""
+        return self.transform(z)[0]
