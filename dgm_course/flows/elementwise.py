@@ -96,17 +96,17 @@ class Sigmoid(Transform):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """``sigmoid(z)``; ``log sigmoid'(z) = -softplus(z) - softplus(-z)``."""
-        batch = self.batch_shape_of(z)
-        return torch.sigmoid(z), self._log_slope(z).reshape(*batch, -1).sum(-1)
+        self.batch_shape_of(z)
+        return torch.sigmoid(z), self._log_slope(z)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """``log x - log(1 - x)``."""
-        batch = self.batch_shape_of(x)
+        self.batch_shape_of(x)
         limits = torch.finfo(x.dtype)
         inside = x.clamp(limits.tiny, 1.0 - limits.eps / 2)
         z = inside.log() - torch.log1p(-inside)
-        return z, -self._log_slope(z).reshape(*batch, -1).sum(-1)
+        return z, -self._log_slope(z)
 
-    @staticmethod
-    def _log_slope(z: Tensor) -> Tensor:
-        return -nn.functional.softplus(z) - nn.functional.softplus(-z)
+    def _log_slope(self, z: Tensor) -> Tensor:
+        slopes = -nn.functional.softplus(z) - nn.functional.softplus(-z)
+        return slopes.flatten(z.dim() - self.event_dims).sum(-1)

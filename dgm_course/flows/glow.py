@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dgm_course.flows.actnorm import ActNorm
 from dgm_course.flows.base import Compose, Flow, Pair, Transform
 from dgm_course.flows.conv1x1 import InvertibleConv1x1
 from dgm_course.flows.coupling import AffineCoupling
 from dgm_course.flows.masks import channel_mask
-from dgm_course.nets import ConvNet
+from dgm_course.nets import ConvNet, squeeze, unsqueeze
 
 
 class Squeezed(Transform):
@@ -31,22 +30,13 @@ class Squeezed(Transform):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """Squeeze, ``transform.forward``, unsqueeze."""
-        x, log_det = self.transform(self._squeezed(z), context)
-        return pixel_shuffle(x, 2), log_det
+        x, log_det = self.transform(squeeze(z), context)
+        return unsqueeze(x), log_det
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """Squeeze, ``transform.inverse``, unsqueeze."""
-        z, log_det = self.transform.inverse(self._squeezed(x), context)
-        return pixel_shuffle(z, 2), log_det
-
-    def _squeezed(self, value: Tensor) -> Tensor:
-        self.batch_shape_of(value)
-        if value.shape[-1] % 2 or value.shape[-2] % 2:
-            raise ValueError(
-                f"squeezing needs an even height and width, got shape {tuple(value.shape)}: pad the image, "
-                "or use fewer scales"
-            )
-        return pixel_unshuffle(value, 2)
+        z, log_det = self.transform.inverse(squeeze(x), context)
+        return unsqueeze(z), log_det
 
 
 class OnFirstChannels(Transform):

@@ -42,7 +42,8 @@ def radial_inverse(x: Tensor, z0: Tensor, alpha: Number, beta: Number) -> Pair:
     safe = torch.where(q > 0, torch.ones_like(q), root - q)  # neither branch divides by zero
     r = torch.where(q > 0, 0.5 * (q + root), 2.0 * alpha * y / safe)
     h = 1.0 / (alpha + r)
-    return z0 + offset / (1.0 + beta * h).unsqueeze(-1), -_log_det(h, alpha, beta, x.shape[-1])
+    shrink = (1.0 + beta * h).clamp_min(torch.finfo(x.dtype).tiny)  # zero at z0 itself if beta = -alpha
+    return z0 + offset / shrink.unsqueeze(-1), -_log_det(h, alpha, beta, x.shape[-1])
 
 
 def _log_det(h: Tensor, alpha: Number, beta: Number, num_dims: int) -> Tensor:

@@ -7,6 +7,7 @@ leading dimension E, and one batched product serves all members (see :mod:`dgm_c
 from dgm_course.nets.convolutional import ConvNet, MaskedConv2d, PixelCNN, PixelCNNAdapter, conv2d
 from dgm_course.nets.linear import MLP, Linear, LocalLinear, Stackable, add_features, member, members_of
 from dgm_course.nets.masked import MaskedMLP, WindowDecoderNet, causal_mask, causal_window_mask
+from dgm_course.nets.squeeze import squeeze, unsqueeze
 
 __all__ = [
     "MLP",
@@ -25,4 +26,6 @@ __all__ = [
     "conv2d",
     "member",
     "members_of",
+    "squeeze",
+    "unsqueeze",
 ]
