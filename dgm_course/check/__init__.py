@@ -20,6 +20,9 @@ LECTURES = {
                   ("gaussian_kl", "elbo", "active_units", "causal_mask", "kl_weight", "free_bits")),
     "02": Lecture("IWAE: tightness and signal-to-noise", "importance",
                   ("log_weights", "iwae_bound", "normalized_weights", "iwae_gap", "snr", "dreg_weights")),
+    "03": Lecture("Normalizing flows", "normalizing_flows",
+                  ("change_of_variables_log_prob", "affine_coupling", "planar_log_det", "made_masks",
+                   "lu_log_det", "revnet_inverse")),
 }
 
 _MODULE_OF = {name: lecture.module for lecture in LECTURES.values() for name in lecture.exercises}

@@ -59,7 +59,7 @@ class MaskedMLP(Stackable):
     dimensions broadcast. Stacked (``members=E``), inputs are shared or start with E, as in :class:`Linear`,
     and ``window`` may be a sequence of E windows, one for each member.
 
-    Germain et al. 2015, "MADE". Ledger C6. Raises ``ValueError`` if a hidden layer has fewer units than
+    Germain et al. 2015, "MADE". Ledger C6, F6. Raises ``ValueError`` if a hidden layer has fewer units than
     there are inputs: some output would then lose part of its past.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,6 +74,77 @@ def test_every_exercise_of_lecture_02_knows_its_library_function() -> None:
         ],
         "snr": [bounds.signal_to_noise],
         "dreg_weights": [lambda w: bounds.dreg_gradient(w.detach(), torch.ones_like(w)[..., None])],
+    }
+    for name, functions in answers.items():
+        for answer in functions:
+            failed(answer, "it is your own work", getattr(check, name))
+
+
+class Given(torch.nn.Module):
+    """A network for the library's layers that does what an exercise's network does."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.function(value)
+
+
+def test_every_exercise_of_lecture_03_knows_its_library_function() -> None:
+    flows, reversible = pytest.importorskip("dgm_course.flows"), pytest.importorskip("dgm_course.reversible")
+    masked = pytest.importorskip("dgm_course.nets.masked")
+
+    class Known(flows.Transform):
+        def __init__(self, *given: Tensor) -> None:
+            super().__init__()
+            self.given = given
+
+        def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            raise NotImplementedError
+
+        def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            z, jacobian = self.given
+            return z, torch.linalg.slogdet(jacobian).logabsdet
+
+    def coupling(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        half = len(weight)
+        turned = torch.cat([weight[:, half:], weight[:, :half]], 1)  # the library's order: shifts first
+        layer = flows.AffineCoupling(
+            torch.arange(2 * half) < half, Given(lambda x1: x1 @ turned), log_scale=lambda raw: raw
+        )
+        return layer.inverse(x)
+
+    def convolution(lower: Tensor, upper: Tensor, s: Tensor, height: int, width: int) -> Tensor:
+        layer = flows.InvertibleConv1x1(len(s), lu=False)
+        layer.dense.data = lower @ (upper + torch.diag(s))
+        return layer.inverse(torch.zeros(len(s), height, width, dtype=s.dtype))[1].detach()
+
+    def block(a: Tensor, b: Tensor) -> torch.nn.Module:
+        return reversible.ReversibleBlock(*(Given(lambda v, m=m: torch.tanh(v @ m)) for m in (a, b)))
+
+    def halves(y1: Tensor, y2: Tensor, b: Tensor) -> Tensor:
+        mask = torch.arange(2 * len(b)) < len(b)
+        layer = flows.AdditiveCoupling(mask, Given(lambda v: torch.tanh(v @ b)))
+        return layer.inverse(torch.cat([y1, y2], 1))[0][:, len(b) :]
+
+    def masks(input_degrees: Tensor, hidden_degrees: Tensor) -> tuple[Tensor, Tensor]:
+        before = masked.causal_mask(len(input_degrees) + 1)
+        return ~before[hidden_degrees][:, input_degrees].T, before[hidden_degrees][:, input_degrees]
+
+    answers = {
+        "change_of_variables_log_prob": [lambda z, j: flows.Flow(Known(z, j), z.shape[1]).log_prob(z)],
+        "affine_coupling": [coupling],
+        "planar_log_det": [
+            lambda z, u, w, b: flows.planar(z, u, w, b)[1],
+            lambda z, u, w, b: -flows.planar_inverse(flows.planar(z, u, w, b)[0], u, w, b)[1],
+        ],
+        "made_masks": [masks],
+        "lu_log_det": [convolution],
+        "revnet_inverse": [
+            lambda y1, y2, a, b: block(a, b).inverse(y1, y2),
+            lambda y1, y2, a, b: (y1 - torch.tanh(halves(y1, y2, b) @ a), halves(y1, y2, b)),
+        ],
     }
     for name, functions in answers.items():
         for answer in functions:
