@@ -239,19 +239,31 @@ def image_grid(
     vmax: float | None = None,
     cmap: str = "gray",
 ) -> Axes:
-    """Draw ``images (n, height, width)`` as one picture of ``columns`` columns with clear gaps, no axes."""
-    images = _array(images)
-    if images.ndim != 3:
-        raise ValueError(f"images have shape (n, height, width), got {images.shape}: reshape rows to squares")
-    n, height, width = images.shape
+    """Draw ``images (n, height, width)`` as one picture of ``columns`` columns with clear gaps, no axes.
+
+    Colour images are ``(n, height, width, 3)``; ``vmin`` and ``vmax`` are their darkest and brightest level.
+    """
+    images = _array(images).astype(float)
+    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+        raise ValueError(
+            f"images have shape (n, height, width), in colour (n, height, width, 3), got {images.shape}: "
+            "reshape rows to squares, move colours last"
+        )
+    n, height, width = images.shape[:3]
     columns = columns if columns is not None else int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)  # a gap of one pixel: clear
+    low = images.min() if vmin is None else vmin
+    high = images.max() if vmax is None else vmax
+    shape = (rows * (height + 1) - 1, columns * (width + 1) - 1, *images.shape[3:])
+    sheet = np.full(shape, np.nan)  # a gap of one pixel: clear
     for k in range(n):
         top, left = (k // columns) * (height + 1), (k % columns) * (width + 1)
         sheet[top : top + height, left : left + width] = images[k]
-    low = images.min() if vmin is None else vmin
-    ax.imshow(np.ma.masked_invalid(sheet), cmap=cmap, vmin=low, vmax=images.max() if vmax is None else vmax)
+    if images.ndim == 4:
+        colours = np.clip((sheet - low) / (high - low), 0, 1)
+        ax.imshow(np.nan_to_num(np.dstack([colours, np.isfinite(colours[..., 0])])))
+    else:
+        ax.imshow(np.ma.masked_invalid(sheet), cmap=cmap, vmin=low, vmax=high)
     ax.set_axis_off()
     return ax
 

@@ -30,8 +30,8 @@ FLOORS = {
 }  # fmt: skip
 #: Modules of lectures that are not written yet.
 PLANNED = {
-    "mixtures", "logistic_mixture", "two_sample", "gan", "flows", "reversible", "priors", "dequantization",
-    "surgery", "grading", "reproduce",
+    "mixtures", "logistic_mixture", "two_sample", "gan", "priors", "dequantization",
+    "surgery", "grading",
 }  # fmt: skip
 #: Imports between modules of one floor: (importer, imported).
 NEIGHBOURS = {("linear_vae", "linear_gaussian"), ("plots", "pictures"), ("__main__", "notebooks")}

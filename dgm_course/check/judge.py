@@ -194,7 +194,7 @@ def _tracked(spec: Spec, parts: tuple[Part, ...]) -> bool:
 def _agree(
     parts: tuple[Part, ...], others: tuple[Part, ...], sizes: tuple[np.ndarray, ...], case: Case
 ) -> bool:
-    if len(parts) != len(others):
+    if not len(parts) == len(others) == len(sizes):  # an answer, or a misconception, may lack a part
         return False
     for part, other, size in zip(parts, others, sizes, strict=True):
         if part.shape != other.shape or part.values is None or other.values is None:

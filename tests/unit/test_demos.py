@@ -20,10 +20,19 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from PIL import Image
 
-from dgm_course.data import enumerable_binary
-from dgm_course.demos import gradient_noise, importance_bound, phase_diagram, receptive_field
+from dgm_course.data import enumerable_binary, two_moons
+from dgm_course.demos import (
+    flow_depth,
+    gradient_noise,
+    importance_bound,
+    phase_diagram,
+    planar_by_hand,
+    receptive_field,
+)
 from dgm_course.demos.engine import LiveDemo
+from dgm_course.flows import AffineCoupling, Compose, Flow, half_mask
 from dgm_course.gaussian import gaussian_kl
+from dgm_course.nets import MLP
 from dgm_course.pictures import fast_png
 from dgm_course.vae import VAE
 
@@ -41,13 +50,25 @@ MOVES = {
         {"mean": 2.0, "sd": importance_bound.SD_RANGE[1], "num_samples": 20},
     ],
     "gradient_noise": [{"num_samples": 1}, {"num_averaged": 1, "num_samples": 1000}, {"num_averaged": 50}],
+    "flow_depth": [{"k": 0}, {"k": 4}, {"k": 1}],
+    "planar_by_hand": [
+        {"push": -1.0}, {"push": -2.0}, {"shift": 2.0}, {"angle": 120.0}, {"steepness": 4.0, "push": 4.0},
+    ],
 }  # fmt: skip
 
 
 def shown(name: str, vae: VAE) -> LiveDemo:
     shows = {module.__name__.rpartition(".")[2]: module.show
-             for module in (gradient_noise, importance_bound, phase_diagram)}  # fmt: skip
+             for module in (gradient_noise, importance_bound, phase_diagram, planar_by_hand)}  # fmt: skip
+    if name == "flow_depth":
+        return flow_depth.show(small_flow(), two_moons())
     return receptive_field.show(vae) if name == "receptive_field" else shows[name]()
+
+
+def small_flow() -> Flow:
+    kind = {"activation": torch.tanh, "generator": torch.Generator().manual_seed(0)}
+    layers = [AffineCoupling(half_mask(2, first=k % 2 == 0), MLP([1, 8, 2], **kind)) for k in range(4)]
+    return Flow(Compose(layers), 2)
 
 
 @pytest.fixture(params=MOVES)

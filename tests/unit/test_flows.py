@@ -20,7 +20,6 @@ from torch.distributions import (
 )
 
 from dgm_course.flows import (
-    ActNorm,
     AdditiveCoupling,
     AffineCoupling,
     Compose,

@@ -163,6 +163,18 @@ def test_image_grid_leaves_clear_gaps() -> None:
     assert not sheet.mask[:4, :3].any()
 
 
+def test_image_grid_in_colour() -> None:
+    """The levels' share of the range in red, green and blue; the gaps are clear."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 4, 3, 3), generator=g, dtype=torch.uint8)
+    ax = plots.image_grid(Figure().subplots(), images, columns=3, vmin=0, vmax=255)
+    sheet = ax.images[0].get_array()
+    assert sheet.shape == (2 * 5 - 1, 3 * 4 - 1, 4)
+    assert (sheet[4, :, 3] == 0).all() and (sheet[:, 3, 3] == 0).all() and (sheet[5:, 8:, 3] == 0).all()
+    assert (sheet[:4, :3, 3] == 1).all()
+    assert np.allclose(sheet[5:9, :3, :3], images[3].numpy() / 255)
+
+
 def test_mask_cells_fill_the_ones() -> None:
     mask = torch.tril(torch.ones(4, 4), -1)
     ax = plots.mask_cells(Figure().subplots(), mask, color=plots.GREEN)
