@@ -32,6 +32,37 @@ def build(options: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce(options: argparse.Namespace) -> int:
+    """Run a paper's experiment again, on one thread, and write its record. It takes minutes."""
+    from dataclasses import replace
+
+    import torch
+
+    from dgm_course.reproduce import glow, save
+
+    command, settings = "python -m dgm_course reproduce glow", glow.Settings()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if options.quick:
+            settings, command = settings.quick(), f"{command} --quick"
+        if options.seeds is not None:
+            settings = replace(settings, num_seeds=options.seeds)
+            command += f" --seeds {options.seeds}"
+        if options.steps is not None:
+            settings = settings.with_steps(options.steps)
+            command += f" --steps {options.steps}"
+        record = glow.run(settings, command=command, report=lambda line: print(line, flush=True))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+    save(record, options.out)
+    print(f"{options.out}: {record.provenance()}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one sub-command a function of this module."""
     top = argparse.ArgumentParser(
@@ -53,6 +84,15 @@ def parser() -> argparse.ArgumentParser:
         help="write nothing; say what differs from the sources, and exit with 1 if anything does",
     )
     command.set_defaults(run=build)
+    command = commands.add_parser(
+        "reproduce", help="run a paper's experiment again and write its record", description=reproduce.__doc__
+    )
+    command.add_argument("experiment", choices=["glow"], help="glow: Glow on digits and photo patches")
+    command.add_argument("--steps", type=int, metavar="N", help="training steps (default: those recorded)")
+    command.add_argument("--seeds", type=int, metavar="N", help="number of seeds (default: 3)")
+    command.add_argument("--quick", action="store_true", help="tiny models: only shows that it runs")
+    command.add_argument("--out", default="glow.json", metavar="FILE", help="default: %(default)s")
+    command.set_defaults(run=reproduce)
     return top
 
 

@@ -34,7 +34,8 @@ PLANNED = {
     "surgery", "grading",
 }  # fmt: skip
 #: Imports between modules of one floor: (importer, imported).
-NEIGHBOURS = {("linear_vae", "linear_gaussian"), ("plots", "pictures"), ("__main__", "notebooks")}
+NEIGHBOURS = {("linear_vae", "linear_gaussian"), ("plots", "pictures"), ("__main__", "notebooks"),
+              ("__main__", "reproduce")}  # fmt: skip
 TOP = {"README.md", "requirements.txt", "lectures", "solutions", "dgm_course", "tests", "binder",
        "pyproject.toml", "Makefile", "LICENSE"}  # fmt: skip
 MAX_LINES = 320  # "about 300": a file that reaches this wants splitting

@@ -80,7 +80,7 @@ class FixedAffine(Transform):
     def _log_det(self, value: Tensor) -> Tensor:
         batch = self.batch_shape_of(value)
         event = value.shape[len(batch) :]
-        return self.scale.to(value.dtype).abs().log().expand(event).sum().expand(batch)
+        return self.scale.to(value).abs().log().expand(event).sum().expand(batch)
 
 
 class Sigmoid(Transform):

@@ -54,7 +54,7 @@ def conv2d(
 
     Weights and bias follow PyTorch's own law, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """
-    device = None if generator is None else generator.device
+    device = torch.get_default_device() if generator is None else generator.device
     layer = nn.utils.skip_init(
         nn.Conv2d, in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2,
         device=device, dtype=torch.get_default_dtype(),

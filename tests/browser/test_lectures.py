@@ -46,6 +46,8 @@ DEMOS = {
     "importance_bound": "importance_bound.numbers(importance_bound.compute(**values))",
     "gradient_noise":
         "gradient_noise.numbers(gradient_noise.compute(gradient_noise.tabulate(), **values))",
+    "flow_depth": "flow_depth.numbers(flow_depth.compute(flow_depth.tabulate(real_nvp, moons), **values))",
+    "planar_by_hand": "planar_by_hand.numbers(planar_by_hand.compute(**values))",
 }  # fmt: skip
 
 
@@ -66,6 +68,12 @@ EXPECTED = {
         exercise="iwae_bound",
         wrong="def iwae_bound(log_w):\n    return log_w.mean(0)",
         hint="logarithms were averaged",
+    ),
+    "03_normalizing_flows": Expected(
+        demos=demos_of("flow_depth", "planar_by_hand"),
+        exercise="planar_log_det",
+        wrong="def planar_log_det(z, u, w, b):\n    return (1 + u @ w).abs().log() + 0 * z[:, 0]",
+        hint="slope of tanh is missing",
     ),
 }
 
@@ -150,11 +158,17 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
     The goal, on two quiet cores, is 100 ms for 95 of 100 keys.
     """
     cells = [
-        "from dgm_course.demos import gradient_noise, importance_bound, phase_diagram, receptive_field",
+        "from dgm_course import data, flows, nets\n"
+        "from dgm_course.demos import flow_depth, gradient_noise, importance_bound, phase_diagram\n"
+        "from dgm_course.demos import planar_by_hand, receptive_field",
         "eigenvalues = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)\nphase_diagram.show(eigenvalues)",
         "bit_vaes = receptive_field.train_default(steps=20, progress=False)\nreceptive_field.show(bit_vaes)",
         "importance_bound.show()",
         "gradient_noise.show()",
+        "moons, masks = data.two_moons(), [flows.half_mask(2), flows.half_mask(2, first=False)]\n"
+        "layers = [flows.AffineCoupling(mask, nets.MLP([1, 16, 2])) for mask in 4 * masks]\n"
+        "real_nvp = flows.Flow(flows.Compose(layers), 2)\nflow_depth.show(real_nvp, moons)",
+        "planar_by_hand.show()",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dgm_course.nets import (
     MLP,
+    ConvNet,
     Linear,
     LocalLinear,
     MaskedConv2d,
@@ -21,6 +22,7 @@ from dgm_course.nets import (
     add_features,
     causal_mask,
     causal_window_mask,
+    conv2d,
     member,
     members_of,
 )
@@ -226,3 +228,21 @@ def _stack(module_members: int) -> nn.Module:
 def test_bad_input_is_refused_with_a_reason(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_conv2d_keeps_the_size_and_follows_its_generator() -> None:
+    """Odd kernels, strides; real parameters with and without a generator; PyTorch's own bound."""
+    first, again = (conv2d(3, 5, 3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first.weight, again.weight)
+    assert conv2d(3, 5, 5, stride=2)(torch.zeros(2, 3, 8, 6)).shape == (2, 5, 4, 3)
+    for layer in (first, conv2d(3, 5, 3)):
+        assert layer.weight.device.type == "cpu" and float(layer.weight.detach().abs().max()) <= 27**-0.5
+        assert float(layer.weight.detach().std()) == pytest.approx((27 * 3) ** -0.5, rel=0.2)
+
+
+def test_conv_net_takes_any_batch_and_may_start_at_zero() -> None:
+    net = ConvNet(2, 4, 6, last_scale=0.0)
+    x = torch.randn(2, 3, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net(x), torch.zeros(2, 3, 6, 5, 4)) and net(x[0, 0]).shape == (6, 5, 4)
+    other = ConvNet(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(other(x)[1], other(x[1]))
