@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -60,6 +61,17 @@ def _with(slope: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor
     return lambda z, u, w, b: _stretch(z, u, w, b, slope).abs().log()
 
 
+def _bent_back(shift: float) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """With u moved along w so that the map stays a bijection: Rezende & Mohamed's rule, or with a shift."""
+
+    def answer(z: Tensor, u: Tensor, w: Tensor, b: float) -> Tensor:
+        along = u @ w
+        wanted = torch.nn.functional.softplus(along + shift) - 1
+        return _stretch(z, u + (wanted - along) * w / (w @ w), w, b).abs().log()
+
+    return answer
+
+
 planar_log_det.misconceptions(
     no_slope=(_with(torch.ones_like),
               "The slope of tanh is missing: where tanh is flat, the map changes no volume."),
@@ -82,6 +94,12 @@ planar_log_det.misconceptions(
              "The slope was taken without the bias: at which number does the map evaluate tanh?"),
     u_for_w=(lambda z, u, w, b: _stretch(z, w, u, b).abs().log(),
              "The two vectors have changed places: which of them does z meet inside tanh?"),
+    constrained=(_bent_back(math.log(math.e - 1)),
+                 "u was moved so that the map stays a bijection. The determinant for the u that is given is "
+                 "asked for."),
+    constrained_unshifted=(_bent_back(0.0),
+                           "u was replaced by one for which the map is a bijection. The given u has a "
+                           "determinant, too, whether the map folds or not."),
     no_abs=(lambda z, u, w, b: _stretch(z, u, w, b).log(),
             "The determinant may be negative, if u points far enough against w: volumes change by its size."),
     abs_of_term=(lambda z, u, w, b: (1 + (_stretch(z, u, w, b) - 1).abs()).log(),
