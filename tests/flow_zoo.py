@@ -103,7 +103,7 @@ ZOO = [
     Entry("planar", lambda g: flows.PlanarFlow(2, generator=g), (2,)),
     Entry("planar, strong", lambda g: flows.PlanarFlow(2, generator=g), (2,), spread=1.0),
     Entry("planar 5", lambda g: flows.PlanarFlow(5, generator=g), (5,)),
-    Entry("planar 1", lambda g: flows.PlanarFlow(1, generator=g), (1,)),
+    Entry("planar 1", lambda g: flows.PlanarFlow(1, generator=g), (1,), spread=1.0),
     Entry("radial", lambda g: flows.RadialFlow(2, generator=g), (2,), spread=1.0),
     Entry("radial 4", lambda g: flows.RadialFlow(4, generator=g), (4,)),
     Entry("radial 1", lambda g: flows.RadialFlow(1, generator=g), (1,)),

@@ -45,14 +45,15 @@ class ActNorm(Transform):
         others = [dim for dim in range(x.dim()) if dim != x.dim() - self.event_dims]
         variance, mean = torch.var_mean(x.detach(), dim=others, correction=0)
         if not bool((variance > 0).all()):
-            constant = (variance <= 0).nonzero().flatten().tolist()
+            constant = (~(variance > 0)).nonzero().flatten().tolist()
             raise ValueError(
-                f"actnorm needs channels that vary, but channel(s) {constant} are constant in the batch: "
-                "pass a larger batch, or dequantize the data first"
+                f"actnorm needs channels that vary, but channel(s) {constant} are constant (or not a "
+                "number) in the batch: pass a larger batch, or dequantize the data first"
             )
         with torch.no_grad():
             self.shift.copy_(mean)
             self.log_scale.copy_(0.5 * variance.log())
+        self.fitting = False
 
     def _by_channel(self, value: Tensor) -> Pair:
         self.batch_shape_of(value)
@@ -67,14 +68,16 @@ class ActNorm(Transform):
     def _log_det(self, value: Tensor) -> Tensor:
         batch = self.batch_shape_of(value)
         pixels = value.shape[len(batch) + 1 :].numel()
-        return (pixels * self.log_scale.sum()).to(value.dtype).expand(batch)
+        return (pixels * self.log_scale.sum()).expand(batch).clone()
 
 
 def initialise(transform: Transform | Flow, x: Tensor, context: Tensor | None = None) -> None:
     """Set every :class:`ActNorm` inside ``transform`` from a batch of data, in the order of ``inverse``.
 
     One pass of ``transform.inverse`` (of a flow: of its transform), in which each actnorm is fitted to what
-    reaches it. Call it once, before training, with a batch of some hundred samples. Ledger F7.
+    reaches it. Call it once, before training, with a batch of some hundred samples. Ledger F7. Raises
+    ``ValueError`` if data do not meet some actnorm in its own direction ``inverse`` (it stands inside an
+    ``Inverse``).
     """
     bijection = transform if isinstance(transform, Transform) else transform.transform
     norms = [module for module in bijection.modules() if isinstance(module, ActNorm)]
@@ -83,6 +86,12 @@ def initialise(transform: Transform | Flow, x: Tensor, context: Tensor | None = 
     try:
         with torch.no_grad():
             bijection.inverse(x, context)
+        missed = sum(norm.fitting for norm in norms)
+        if missed:
+            raise ValueError(
+                f"{missed} of {len(norms)} actnorms met no data in the direction x -> z and could not be "
+                "fitted: take them out of Inverse(...)"
+            )
     finally:
         for norm in norms:
             norm.fitting = False

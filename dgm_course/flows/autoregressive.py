@@ -1,4 +1,4 @@
-"""Gaussian autoregressive flows: MAF is fast from data to noise, IAF from noise to data. One map, two directions.
+"""Gaussian autoregressive flows, one map: MAF is fast from data to noise, IAF from noise to data.
 
 Both hold a masked network ``net`` that gives each dimension a shift and a raw log-scale from the earlier
 dimensions of its input, ``(..., d) -> (..., d, 2)``, such as ``MaskedMLP(d, hidden, 2)``. One direction needs
@@ -40,19 +40,11 @@ class _Autoregressive(Transform):
         if out.shape[-2:] != (value.shape[-1], 2):
             raise ValueError(
                 "the network of an autoregressive flow must give a shift and a raw log-scale for each "
-                f"dimension, (..., {value.shape[-1]}, 2), got {tuple(out.shape)} for {tuple(value.shape)}: use "
-                "MaskedMLP(d, hidden, 2)"
+                f"dimension, (..., {value.shape[-1]}, 2), got {tuple(out.shape)} for {tuple(value.shape)}: "
+                "use MaskedMLP(d, hidden, 2)"
             )
         shift, raw = out.unbind(-1)
         return shift, self.log_scale(raw)
-
-    def _scaled_up(self, given: Tensor, out: Tensor) -> Tensor:
-        shift, raw = out.unbind(-1)
-        return shift + self.log_scale(raw).exp() * given
-
-    def _scaled_down(self, given: Tensor, out: Tensor) -> Tensor:
-        shift, raw = out.unbind(-1)
-        return (given - shift) * torch.exp(-self.log_scale(raw))
 
 
 class MaskedAutoregressiveFlow(_Autoregressive):
@@ -64,10 +56,15 @@ class MaskedAutoregressiveFlow(_Autoregressive):
     Ledger F5; Papamakarios et al. 2017. Raises ``ValueError`` for a network of another shape.
     """
 
+    def step(self, z: Tensor, out: Tensor) -> Tensor:
+        """x of z and the network's outputs at x: ``mu + sigma z``, elementwise."""
+        shift, raw = out.unbind(-1)
+        return shift + self.log_scale(raw).exp() * z
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """z -> x, dimension after dimension."""
         self.batch_shape_of(z)
-        x, out = solve_autoregressive(self.net, self._scaled_up, z, context)
+        x, out = solve_autoregressive(self.net, self.step, z, context)
         return x, self.log_scale(out[..., 1]).sum(-1)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
@@ -85,6 +82,11 @@ class InverseAutoregressiveFlow(_Autoregressive):
     as :class:`MaskedAutoregressiveFlow`.
     """
 
+    def step(self, x: Tensor, out: Tensor) -> Tensor:
+        """z of x and the network's outputs at z: ``(x - mu) / sigma``, elementwise."""
+        shift, raw = out.unbind(-1)
+        return (x - shift) * torch.exp(-self.log_scale(raw))
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """z -> x in one pass."""
         self.batch_shape_of(z)
@@ -94,5 +96,5 @@ class InverseAutoregressiveFlow(_Autoregressive):
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """x -> z, dimension after dimension."""
         self.batch_shape_of(x)
-        z, out = solve_autoregressive(self.net, self._scaled_down, x, context)
+        z, out = solve_autoregressive(self.net, self.step, x, context)
         return z, -self.log_scale(out[..., 1]).sum(-1)

@@ -13,12 +13,16 @@ hands it on; one without ignores it.
 from __future__ import annotations
 
 import abc
-import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
+
+from dgm_course.gaussian import LOG_2PI
+from dgm_course.nets import members_of
+from dgm_course.numerics import sum_except_batch
 
 Pair = tuple[Tensor, Tensor]
 
@@ -26,11 +30,13 @@ Pair = tuple[Tensor, Tensor]
 class Transform(nn.Module, abc.ABC):
     """A bijection of events, in both directions, each with its log-determinant. Ledger F1.
 
-    ``event_dims`` is the number of dimensions of one event. Subclasses keep dtype and device of their input
-    and never change it in place; where the inverse has no closed form their docstring says how it is found.
+    ``event_dims`` is the number of dimensions of one event, ``codomain`` where x lies. Subclasses keep
+    dtype and device of their input and never change it in place; where the inverse has no closed form their
+    docstring says how it is found.
     """
 
     event_dims: int = 1
+    codomain: constraints.Constraint = constraints.real
 
     @abc.abstractmethod
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
@@ -67,6 +73,7 @@ class Compose(Transform):
                 f"{len(self.transforms)} transforms with event_dims {sorted(kinds)}"
             )
         self.event_dims = kinds.pop()
+        self.codomain = self.transforms[-1].codomain
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """``g_K(... g_1(z))`` and the sum of the log-determinants."""
@@ -123,15 +130,16 @@ class Flow(nn.Module, Distribution):
     ``base`` is the shape of an event, for a standard normal (an int ``d`` means ``(d,)``), or any
     ``torch.distributions.Distribution`` with events like the transform's; its batch shape is the flow's.
     The flow is a ``Distribution`` itself and stands wherever one is expected (in a mixture, as the base of
-    another flow), and a ``Module`` with the transform's parameters. A given base's own parameters do not move
-    with ``.to(...)``: build it on the right device.
+    another flow), and a ``Module`` with the transform's parameters. A given base's own parameters do not
+    move with ``.to(...)``: build it on the right device.
 
-    ``log_prob(x)``: ``(..., *event) -> (...)``, nats. Ledger F1, F2; Rezende & Mohamed 2015.
+    ``log_prob(x)``: ``(..., *event) -> (...)``, nats; of a stack of E transforms ``(E, ...)``. Such a stack
+    does not sample here, since samples come first in a distribution and members first in a stack: hand its
+    ``transform`` noise ``(E, n, *event)``. Ledger F1, F2; Rezende & Mohamed 2015.
     Raises ``ValueError`` if base and transform disagree on what an event is.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
-    has_rsample = True
 
     def __init__(self, transform: Transform, base: Distribution | int | Sequence[int]) -> None:
         nn.Module.__init__(self)
@@ -150,8 +158,13 @@ class Flow(nn.Module, Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """All of the event space."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        """The event space, or the part of it that the transform maps to."""
+        return constraints.independent(self.transform.codomain, len(self.event_shape))
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether gradients flow through samples: if they do so through the base's."""
+        return self.base is None or self.base.has_rsample
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``log p(x)`` in nats: ``(..., *event) -> (...)``. ``ValueError`` for another event shape."""
@@ -187,7 +200,8 @@ class Flow(nn.Module, Distribution):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples through which gradients flow: ``(*sample_shape, *batch, *event)``."""
-        return self.transform(self._base_sample(self._shape(sample_shape, context), generator), context)[0]
+        z = self._base_sample(self._shape(sample_shape, context), generator)
+        return self.transform(z, context)[0]
 
     def sample(
         self,
@@ -198,19 +212,38 @@ class Flow(nn.Module, Distribution):
     ) -> Tensor:
         """Samples without gradients: ``(*sample_shape, *batch, *event)``; an int n means ``(n,)``."""
         with torch.no_grad():
-            return self.rsample(sample_shape, context=context, generator=generator)
+            z = self._base_sample(self._shape(sample_shape, context), generator, pathwise=False)
+            return self.transform(z, context)[0]
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Flow:
         """The same flow over a larger batch shape, sharing the transform: see ``Distribution.expand``."""
-        base = self.base if self.base is not None else self._standard_normal()
-        return Flow(self.transform, base.expand(torch.Size(batch_shape)))
+        if self.base is not None:
+            return Flow(self.transform, self.base.expand(torch.Size(batch_shape)))
+        wide = Flow(self.transform, self.event_shape)
+        wide._batch_shape = torch.Size(batch_shape)
+        return wide
 
     def _shape(self, sample_shape: int | Sequence[int], context: Tensor | None) -> torch.Size:
-        shape = torch.Size([sample_shape] if isinstance(sample_shape, int) else sample_shape)
+        """The shape to sample: ``sample_shape``, and what the context's batch has beyond the flow's own."""
+        members = members_of(self.transform)
+        if members is not None:
+            raise ValueError(
+                f"this flow is a stack of {members}, whose samples would not come first: call "
+                f"flow.transform(z) with noise z of shape ({members}, n, ...), or take one flow with member()"
+            )
+        sizes = sample_shape if isinstance(sample_shape, Sequence) else [sample_shape]
+        shape = torch.Size(map(operator.index, sizes))
         if context is None:
             return shape
         own = context.shape[: context.dim() - self.transform.event_dims]
-        return shape if own == self.batch_shape else shape + own
+        both = torch.broadcast_shapes(own, self.batch_shape)
+        split = len(both) - len(self.batch_shape)
+        if both[split:] != self.batch_shape:
+            raise ValueError(
+                f"the context's batch shape {tuple(own)} does not fit the flow's, {tuple(self.batch_shape)}: "
+                "expand the base to it"
+            )
+        return shape + both[:split]
 
     def _like(self) -> tuple[torch.dtype, torch.device | None]:
         """Dtype and device of the transform; the defaults if it holds no tensor."""
@@ -220,12 +253,17 @@ class Flow(nn.Module, Distribution):
                 return tensor.dtype, tensor.device
         return torch.get_default_dtype(), None
 
-    def _standard_normal(self) -> Distribution:
-        dtype, device = self._like()
-        zeros = torch.zeros(self.event_shape, dtype=dtype, device=device)
-        return torch.distributions.Independent(torch.distributions.Normal(zeros, 1.0), len(self.event_shape))
-
-    def _base_sample(self, sample_shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    def _base_sample(
+        self, sample_shape: torch.Size, generator: torch.Generator | None, pathwise: bool = True
+    ) -> Tensor:
+        if pathwise and not self.has_rsample:
+            raise ValueError(
+                f"the base {type(self.base).__name__} has no reparametrised samples, so gradients would stop "
+                "there: call sample() and log_prob(), or choose a base with has_rsample"
+            )
+        if isinstance(self.base, Flow):
+            draw = self.base.rsample if pathwise else self.base.sample
+            return draw(sample_shape, generator=generator)
         if self.base is not None:
             if generator is not None:
                 raise ValueError(
@@ -233,15 +271,14 @@ class Flow(nn.Module, Distribution):
                     f"with the base {type(self.base).__name__}: call torch.manual_seed instead, or pass the "
                     "event's shape as the base to have a standard normal"
                 )
-            draw = self.base.rsample if self.base.has_rsample else self.base.sample
-            return draw(sample_shape)
+            return self.base.rsample(sample_shape) if pathwise else self.base.sample(sample_shape)
         dtype, device = self._like()
         if device is None:
             device = None if generator is None else generator.device
-        shape = (*sample_shape, *self.event_shape)
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         return torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if self.base is not None:
             return self.base.log_prob(z)
-        return -0.5 * (z.square() + math.log(2.0 * math.pi)).flatten(z.dim() - len(self.event_shape)).sum(-1)
+        return -0.5 * sum_except_batch(z.square() + LOG_2PI, z.dim() - len(self.event_shape))

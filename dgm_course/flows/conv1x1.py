@@ -95,4 +95,4 @@ class InvertibleConv1x1(Transform):
     def _log_det(self, value: Tensor) -> Tensor:
         batch = self.batch_shape_of(value)
         pixels = value.shape[len(batch) + 1 :].numel()
-        return (pixels * self.log_abs_det_weight).expand(batch)
+        return (pixels * self.log_abs_det_weight).expand(batch).clone()

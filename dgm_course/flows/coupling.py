@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_course.flows.base import Pair, Transform
+from dgm_course.numerics import sum_except_batch
 
 
 def soft_clamp(raw: Tensor, limit: float = 3.0) -> Tensor:
@@ -34,7 +35,7 @@ class _Coupling(Transform):
             )
         self.event_dims = mask.dim()
         self.by_channel = mask.dim() == 1 or mask.shape[1:] == (1, 1)
-        self.register_buffer("mask", mask)
+        self.register_buffer("mask", mask.clone())
         if self.by_channel:
             self.register_buffer("kept", mask.flatten().nonzero().flatten())
             self.register_buffer("moved", (~mask).flatten().nonzero().flatten())
@@ -146,4 +147,4 @@ class AffineCoupling(_Coupling):
         return moved, shift, log_scale if self.by_channel else log_scale * ~self.mask, kept
 
     def _summed(self, log_scale: Tensor) -> Tensor:
-        return log_scale.flatten(log_scale.dim() - self.event_dims).sum(-1)
+        return sum_except_batch(log_scale, log_scale.dim() - self.event_dims)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from dgm_course.flows.base import Pair, Transform
+from dgm_course.numerics import sum_except_batch
 
 
 class Permutation(Transform):
@@ -22,9 +24,11 @@ class Permutation(Transform):
         super().__init__()
         order = torch.as_tensor(order, dtype=torch.long)
         if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
-            raise ValueError(f"order must hold each of 0, ..., d - 1 once, got {order.tolist()}")
+            raise ValueError(
+                f"order must hold each of 0, ..., d - 1 once, got {order.tolist()}: use torch.randperm(d)"
+            )
         self.event_dims = event_dims
-        self.register_buffer("order", order)
+        self.register_buffer("order", order.clone())
         self.register_buffer("inverse_order", order.argsort())
 
     @classmethod
@@ -66,8 +70,8 @@ class FixedAffine(Transform):
                 "shift and scale must be finite and no scale zero: such a map is not invertible; give "
                 "dimensions that are constant in the data the scale 1"
             )
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """``shift + scale * z``."""
@@ -80,15 +84,23 @@ class FixedAffine(Transform):
     def _log_det(self, value: Tensor) -> Tensor:
         batch = self.batch_shape_of(value)
         event = value.shape[len(batch) :]
-        return self.scale.to(value).abs().log().expand(event).sum().expand(batch)
+        if torch.broadcast_shapes(self.shift.shape, self.scale.shape, event) != event:
+            raise ValueError(
+                f"shift {tuple(self.shift.shape)} and scale {tuple(self.scale.shape)} do not fit events of "
+                f"shape {tuple(event)}: give numbers, or one value for each entry of an event"
+            )
+        return self.scale.to(value).abs().log().expand(event).sum().expand(batch).clone()
 
 
 class Sigmoid(Transform):
     """``x = sigmoid(z)`` in (0, 1), dimension by dimension; log-determinant ``sum log sigmoid'(z)``.
 
-    For data in the unit cube, as dequantization noise is. ``inverse`` clamps x to the dtype's open interval,
-    so that 0 and 1 themselves give finite values. Ledger D5.
+    For data in the unit cube, as dequantization noise is. x stays inside the dtype's open interval:
+    ``forward`` never gives 0 or 1, and ``inverse`` takes them for their neighbours. It raises ``ValueError``
+    for an x outside [0, 1], where there is no density. Ledger D5.
     """
+
+    codomain = constraints.unit_interval
 
     def __init__(self, *, event_dims: int = 1) -> None:
         super().__init__()
@@ -97,16 +109,26 @@ class Sigmoid(Transform):
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """``sigmoid(z)``; ``log sigmoid'(z) = -softplus(z) - softplus(-z)``."""
         self.batch_shape_of(z)
-        return torch.sigmoid(z), self._log_slope(z)
+        return _inside(torch.sigmoid(z)), self._log_slope(z)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """``log x - log(1 - x)``."""
         self.batch_shape_of(x)
-        limits = torch.finfo(x.dtype)
-        inside = x.clamp(limits.tiny, 1.0 - limits.eps / 2)
+        if bool(((x < 0) | (x > 1)).any()):
+            raise ValueError(
+                f"a sigmoid's values lie between 0 and 1, got {x.min().item():.4g} to {x.max().item():.4g}: "
+                "scale the data first"
+            )
+        inside = _inside(x)
         z = inside.log() - torch.log1p(-inside)
         return z, -self._log_slope(z)
 
     def _log_slope(self, z: Tensor) -> Tensor:
         slopes = -nn.functional.softplus(z) - nn.functional.softplus(-z)
-        return slopes.flatten(z.dim() - self.event_dims).sum(-1)
+        return sum_except_batch(slopes, z.dim() - self.event_dims)
+
+
+def _inside(x: Tensor) -> Tensor:
+    """The open interval (0, 1) of this dtype."""
+    limits = torch.finfo(x.dtype)
+    return x.clamp(limits.tiny, 1.0 - limits.eps / 2)

@@ -19,8 +19,8 @@ class Squeezed(Transform):
     """A transform of ``(4C, H/2, W/2)`` images applied to ``(C, H, W)`` images.
 
     Both ends are images of the full size: 2 x 2 blocks of pixels become channels, the transform acts, and
-    channels become blocks again. The log-determinant is the transform's. Raises ``ValueError`` for an odd
-    height or width. Ledger F10.
+    channels become blocks again. The log-determinant is the transform's. A context ``(..., c, H, W)`` is
+    squeezed along. Raises ``ValueError`` for an odd height or width. Ledger F10.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -30,11 +30,13 @@ class Squeezed(Transform):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """Squeeze, ``transform.forward``, unsqueeze."""
+        context = None if context is None else squeeze(context)
         x, log_det = self.transform(squeeze(z), context)
         return unsqueeze(x), log_det
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """Squeeze, ``transform.inverse``, unsqueeze."""
+        context = None if context is None else squeeze(context)
         z, log_det = self.transform.inverse(squeeze(x), context)
         return unsqueeze(z), log_det
 
@@ -64,10 +66,11 @@ class OnFirstChannels(Transform):
 def glow_transform(
     image_shape: Sequence[int],
     *,
-    num_scales: int = 2,
+    num_scales: int | None = None,
     steps_per_scale: int = 8,
     hidden: int = 48,
     lu: bool = True,
+    context_channels: int = 0,
     generator: torch.Generator | None = None,
 ) -> Transform:
     """The multi-scale bijection of Glow between images ``(C, H, W)`` and latents of the same shape.
@@ -77,21 +80,26 @@ def glow_transform(
     channels becomes Gaussian with mean and scale predicted from the first half, which goes on to the next
     scale. The last scale does not split. Before training call ``initialise(transform, batch)``.
 
-    ``image_shape``: any C, H and W divisible by 2 (once a scale). Ledger F7, F10; Kingma & Dhariwal 2018.
-    Raises ``ValueError`` if a size does not divide, naming the scale.
+    ``image_shape``: any C, and H and W divisible by ``2 ** num_scales``; by default two scales, or one where
+    only that divides. With ``context_channels`` the couplings read a context ``(..., c, H, W)`` as well.
+    Ledger F7, F10; Kingma & Dhariwal 2018. Raises ``ValueError`` for another shape.
     """
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}: add the channels")
     channels, height, width = image_shape
+    if num_scales is None:
+        num_scales = 1 if height % 4 or width % 4 else 2
     if num_scales < 1 or height % 2**num_scales or width % 2**num_scales:
         raise ValueError(
             f"num_scales must be at least 1 and 2^num_scales divide height and width, got {num_scales} for "
             f"{height} x {width}: use fewer scales, or pad the images"
         )
-    squeezed = 4 * channels
+    squeezed, context = 4 * channels, 4 * context_channels
 
     def coupling(first: bool) -> AffineCoupling:
         mask = channel_mask(squeezed, first=first)
         kept = int(mask.sum())
-        net = ConvNet(kept, hidden, 2 * (squeezed - kept), last_scale=0.0, generator=generator)
+        net = ConvNet(kept + context, hidden, 2 * (squeezed - kept), last_scale=0.0, generator=generator)
         return AffineCoupling(mask, net)
 
     parts: list[Transform] = []
@@ -99,7 +107,7 @@ def glow_transform(
         half = squeezed // 2
         rest = glow_transform(
             (half, height // 2, width // 2), num_scales=num_scales - 1, steps_per_scale=steps_per_scale,
-            hidden=hidden, lu=lu, generator=generator,
+            hidden=hidden, lu=lu, context_channels=context, generator=generator,
         )  # fmt: skip
         parts += [OnFirstChannels(rest, half), coupling(first=True)]
     for step in range(steps_per_scale):
@@ -114,8 +122,8 @@ def glow_transform(
 class Glow(Flow):
     """Glow as a distribution of images ``(C, H, W)`` over a standard normal: ``log_prob``, ``sample``.
 
-    Arguments as :func:`glow_transform`; a ``before`` transform, applied last when sampling (a ``FixedAffine``
-    to the scale of the pixels, say), may be added. ``encode`` and ``decode`` go between images and latents.
+    Arguments as :func:`glow_transform`, and ``pixels``: a transform that is applied last when sampling, such
+    as a ``FixedAffine`` to the scale of the pixels. ``encode`` and ``decode`` go between images and latents.
     Ledger F7, F10; Kingma & Dhariwal 2018, "Glow".
     """
 
@@ -123,23 +131,24 @@ class Glow(Flow):
         self,
         image_shape: Sequence[int],
         *,
-        num_scales: int = 2,
+        num_scales: int | None = None,
         steps_per_scale: int = 8,
         hidden: int = 48,
         lu: bool = True,
+        context_channels: int = 0,
         pixels: Transform | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         body = glow_transform(
             image_shape, num_scales=num_scales, steps_per_scale=steps_per_scale, hidden=hidden, lu=lu,
-            generator=generator,
+            context_channels=context_channels, generator=generator,
         )  # fmt: skip
         super().__init__(body if pixels is None else Compose([body, pixels]), tuple(image_shape))
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents of images: ``(..., C, H, W)``, standard normal if the model is right."""
-        return self.transform.inverse(x)[0]
+        return self.transform.inverse(x, context)[0]
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Images of latents: ``(..., C, H, W)``."""
-        return self.transform(z)[0]
+        return self.transform(z, context)[0]

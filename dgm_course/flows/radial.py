@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_course.flows.base import Pair, Transform
+from dgm_course.flows.roots import LOG_E_MINUS_1
 
 Number = Tensor | float
 
@@ -18,9 +19,7 @@ def radial(z: Tensor, z0: Tensor, alpha: Number, beta: Number) -> Pair:
     ``beta >= -alpha``; the log-determinant is finite everywhere iff ``beta > -alpha``; beyond it is nan where
     the map folds. Ledger F4; Rezende & Mohamed 2015.
     """
-    offset = z - z0
-    h = 1.0 / (alpha + torch.linalg.vector_norm(offset, dim=-1))  # (...)
-    return z + (beta * h).unsqueeze(-1) * offset, _log_det(h, alpha, beta, z.shape[-1])
+    return _radial(z, z0, alpha, alpha + beta)
 
 
 def radial_inverse(x: Tensor, z0: Tensor, alpha: Number, beta: Number) -> Pair:
@@ -33,26 +32,39 @@ def radial_inverse(x: Tensor, z0: Tensor, alpha: Number, beta: Number) -> Pair:
     if bool((alpha <= 0).any() or (beta < -alpha).any()):
         raise ValueError(
             "a radial flow is a bijection iff alpha > 0 and beta >= -alpha, got "
-            f"alpha >= {alpha.min().item():.4g} and beta + alpha >= {(beta + alpha).min().item():.4g}"
+            f"alpha >= {alpha.min().item():.4g} and beta + alpha >= {(beta + alpha).min().item():.4g}: take "
+            "beta = -alpha + softplus(.), as RadialFlow does"
         )
+    return _radial_inverse(x, z0, alpha, alpha + beta)
+
+
+def _radial(z: Tensor, z0: Tensor, alpha: Number, room: Number) -> Pair:
+    """With ``room = alpha + beta``, of which no digit is lost: ``1 + beta h = (r + room) / (r + alpha)``."""
+    offset = z - z0
+    r = torch.linalg.vector_norm(offset, dim=-1)  # (...)
+    return z0 + ((r + room) / (r + alpha)).unsqueeze(-1) * offset, _log_det(r, alpha, room, z.shape[-1])
+
+
+def _radial_inverse(x: Tensor, z0: Tensor, alpha: Tensor, room: Tensor) -> Pair:
+    tiny = torch.finfo(x.dtype).tiny
     offset = x - z0
     y = torch.linalg.vector_norm(offset, dim=-1)  # (...)
-    q = y - alpha - beta
-    root = torch.hypot(q, 2.0 * torch.sqrt(alpha * y.clamp_min(torch.finfo(y.dtype).tiny)))
+    q = y - room
+    root = torch.hypot(q, 2.0 * torch.sqrt(alpha * y.clamp_min(tiny)))
     safe = torch.where(q > 0, torch.ones_like(q), root - q)  # neither branch divides by zero
     r = torch.where(q > 0, 0.5 * (q + root), 2.0 * alpha * y / safe)
-    h = 1.0 / (alpha + r)
-    shrink = (1.0 + beta * h).clamp_min(torch.finfo(x.dtype).tiny)  # zero at z0 itself if beta = -alpha
-    return z0 + offset / shrink.unsqueeze(-1), -_log_det(h, alpha, beta, x.shape[-1])
+    back = (r + alpha) / (r + room).clamp_min(tiny)  # r + room is zero at z0 itself if beta = -alpha
+    return z0 + back.unsqueeze(-1) * offset, -_log_det(r, alpha, room, x.shape[-1])
 
 
-def _log_det(h: Tensor, alpha: Number, beta: Number, num_dims: int) -> Tensor:
-    across, along = torch.log1p(beta * h), torch.log1p(beta * alpha * h.square())
-    return along if num_dims == 1 else (num_dims - 1) * across + along
+def _log_det(r: Tensor, alpha: Number, room: Number, num_dims: int) -> Tensor:
+    before = torch.log(r + alpha)
+    along = torch.log(alpha * room + r * (2.0 * alpha + r)) - 2.0 * before
+    return along if num_dims == 1 else (num_dims - 1) * (torch.log(r + room) - before) + along
 
 
 class RadialFlow(Transform):
-    """Radial flow with trained ``z0 (d,)``, ``alpha > 0`` and ``beta > -alpha``; a bijection by construction.
+    """Radial transform with trained ``z0 (d,)``, ``alpha > 0``, ``beta > -alpha``; always a bijection.
 
     ``alpha = exp(log_alpha)``, ``beta = -alpha + softplus(raw_beta)``; both directions in closed form. Starts
     as the identity. Ledger F4. Raises ``ValueError`` for ``num_dims`` below 1.
@@ -61,11 +73,11 @@ class RadialFlow(Transform):
     def __init__(self, num_dims: int, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         if num_dims < 1:
-            raise ValueError(f"num_dims must be at least 1, got {num_dims}")
+            raise ValueError(f"num_dims must be at least 1, got {num_dims}: pass the size of an event")
         device = None if generator is None else generator.device
         self.z0 = nn.Parameter(torch.randn(num_dims, generator=generator, device=device))
         self.log_alpha = nn.Parameter(torch.zeros((), device=device))
-        self.raw_beta = nn.Parameter(torch.full((), _LOG_E_MINUS_1, device=device))
+        self.raw_beta = nn.Parameter(torch.full((), LOG_E_MINUS_1, device=device))
 
     @property
     def alpha(self) -> Tensor:
@@ -75,17 +87,18 @@ class RadialFlow(Transform):
     @property
     def beta(self) -> Tensor:
         """Strength: positive pushes away from z0, negative (down to -alpha) pulls towards it."""
-        return nn.functional.softplus(self.raw_beta) - self.alpha
+        return self._room - self.alpha
+
+    @property
+    def _room(self) -> Tensor:
+        return nn.functional.softplus(self.raw_beta)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """``z + beta h (z - z0)``."""
         self.batch_shape_of(z)
-        return radial(z, self.z0, self.alpha, self.beta)
+        return _radial(z, self.z0, self.alpha, self._room)
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """In closed form."""
         self.batch_shape_of(x)
-        return radial_inverse(x, self.z0, self.alpha, self.beta)
-
-
-_LOG_E_MINUS_1 = 0.5413248546129181  # softplus of it is 1
+        return _radial_inverse(x, self.z0, self.alpha, self._room)

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from dgm_course.flows.base import Pair, Transform
-from dgm_course.flows.roots import tanh_root
+from dgm_course.flows.roots import log_abs_slope, tanh_root
 
 
 def sylvester(z: Tensor, q: Tensor, r: Tensor, r_tilde: Tensor, b: Tensor) -> Pair:
     """``x = z + Q R tanh(R~ Q^T z + b)`` and ``sum_i log|1 + R_ii R~_ii tanh'(.)_i|``, in nats.
 
     Shapes: ``z (..., d)``, ``q (d, k)`` with orthonormal columns, ``r, r_tilde (k, k)`` upper triangular,
-    ``b (k,)``. By Sylvester's identity ``det(I_m + V W^T) = det(I_k + W^T V)`` the determinant is k x k, and
-    of a triangular matrix. A bijection if ``R_ii R~_ii > -1`` for all i. Ledger F4; van den Berg et al. 2018.
+    ``b (k,)``: one set for all of the batch. By Sylvester's identity ``det(I_m + V W^T) = det(I_k + W^T V)``
+    the determinant is k x k, and of a triangular matrix. A bijection if ``R_ii R~_ii > -1`` for all i. Ledger
+    F4; van den Berg et al. 2018.
     """
     bend = torch.tanh(z @ q @ r_tilde.mT + b)  # (..., k)
     return z + bend @ r.mT @ q.mT, _log_det(bend, r, r_tilde)
@@ -51,15 +52,15 @@ def sylvester_inverse(x: Tensor, q: Tensor, r: Tensor, r_tilde: Tensor, b: Tenso
 
 
 def _log_det(bend: Tensor, r: Tensor, r_tilde: Tensor) -> Tensor:
-    slope = torch.diagonal(r) * torch.diagonal(r_tilde)
-    return torch.log(torch.abs(1.0 + slope * (1.0 - bend.square()))).sum(-1)
+    room = 1.0 + torch.diagonal(r) * torch.diagonal(r_tilde)
+    return log_abs_slope(bend, room).sum(-1)
 
 
 class SylvesterFlow(Transform):
     """Sylvester flow with k trained bumps in an orthonormal frame Q; a bijection by construction.
 
-    Q comes from a QR decomposition of a free ``(d, k)`` matrix, the diagonals of R and R~ from tanh, so that
-    their products lie in (-1, 1). ``inverse`` is numeric, see :func:`sylvester_inverse`. Ledger F4.
+    Q comes from a QR decomposition of a free ``(d, k)`` matrix, the diagonals of R and R~ from 0.999 tanh, so
+    that their products lie inside (-1, 1). ``inverse`` is numeric, see :func:`sylvester_inverse`. Ledger F4.
     Raises ``ValueError`` unless ``1 <= num_bumps <= num_dims``.
     """
 
@@ -85,8 +86,8 @@ class SylvesterFlow(Transform):
     def factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Q ``(d, k)``, R ``(k, k)``, R~ ``(k, k)`` and b ``(k,)``."""
         q = torch.linalg.qr(self.frame).Q
-        r = self.r_above.triu(1) + torch.diag(torch.tanh(self.raw_diagonal))
-        r_tilde = self.r_tilde_above.triu(1) + torch.diag(torch.tanh(self.raw_diagonal_tilde))
+        r = self.r_above.triu(1) + torch.diag(0.999 * torch.tanh(self.raw_diagonal))
+        r_tilde = self.r_tilde_above.triu(1) + torch.diag(0.999 * torch.tanh(self.raw_diagonal_tilde))
         return q, r, r_tilde, self.b
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Pair:

@@ -644,7 +644,7 @@ counting = Counting(made)
 maf = flows.MaskedAutoregressiveFlow(counting)
 with torch.no_grad():
     z = torch.randn(100, 64, generator=torch.Generator().manual_seed(6))
-    x, _ = flows.solve_sequentially(counting, maf._scaled_up, z)
+    x, _ = flows.solve_sequentially(counting, maf.step, z)
     print(f"g, dimension after dimension: {counting.passes} passes (the last one for log|det|)")
     counting.passes = 0
     back, log_det = maf.inverse(x)
@@ -665,7 +665,7 @@ fast = flows.MaskedAutoregressiveFlow(made)  # it sees the masks
 ways = {
     "f: one pass": lambda: fast.inverse(x)[0],
     "g: the library, block by block": lambda: fast(z)[0],
-    "g: the textbook, 65 passes": lambda: flows.solve_sequentially(made, fast._scaled_up, z)[0],
+    "g: the textbook, 65 passes": lambda: flows.solve_sequentially(made, fast.step, z)[0],
 }
 with torch.no_grad():
     for name, way in ways.items():
@@ -1138,7 +1138,7 @@ def classifier(kind: type, seed: int) -> torch.nn.Module:
         rows = torch.randint(len(pixels), (32,), generator=generator)
         return torch.nn.functional.cross_entropy(net(pixels[rows]), digits.train_y[rows])
 
-    fit(loss, net.parameters(), steps=200, lr=5e-3, lr_decay_from=0.5, seed=seed, progress=False)
+    fit(loss, net.parameters(), steps=150, lr=5e-3, lr_decay_from=0.5, seed=seed, progress=False)
     return net
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -171,6 +170,28 @@ def test_gradients_are_those_of_differences(entry: Entry, way: str) -> None:
     assert torch.autograd.gradcheck(along, (at, amount), eps=1e-6, atol=1e-5, rtol=1e-5)
 
 
+@every_transform
+@both_ways
+def test_second_derivatives_are_right_or_refused(entry: Entry, way: str) -> None:
+    """The slow direction of an autoregressive flow has none, and says so; all others have them."""
+    transform = entry.build()
+    at = start(entry, transform, way, 1, seed=3).requires_grad_()
+    slow = {flows.MaskedAutoregressiveFlow: "forward", flows.InverseAutoregressiveFlow: "inverse"}
+    if slow.get(type(transform)) == way or (entry.name == "composition" and way == "inverse"):
+        value, log_det = go(transform, way, at)
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(value.sum() + log_det.sum(), at, create_graph=True)
+        return
+    kind = {"atol": 1e-4, "rtol": 1e-4, "check_undefined_grad": False}
+    if all(p.requires_grad for p in go(transform, way, at)[:1]):
+        assert torch.autograd.gradgradcheck(lambda value: go(transform, way, value)[0], (at,), **kind)
+    if go(transform, way, at)[1].requires_grad and not isinstance(transform, _CONSTANT):
+        assert torch.autograd.gradgradcheck(lambda value: go(transform, way, value)[1], (at,), **kind)
+
+
+_CONSTANT = (flows.ActNorm, flows.InvertibleConv1x1)  # their log-determinants do not depend on the input
+
+
 class _Way(torch.nn.Module):
     """One direction of a transform as a module's forward, for ``functional_call``."""
 
@@ -180,14 +201,6 @@ class _Way(torch.nn.Module):
 
     def forward(self, value: Tensor) -> tuple[Tensor, Tensor]:
         return go(self.transform, self.way, value)
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    """Float64 where nothing else names a dtype: a transform without parameters."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("double")

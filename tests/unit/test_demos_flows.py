@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -216,13 +215,6 @@ def test_only_layers_that_there_are(table: flow_depth.Table) -> None:
     for k in (-1, 5):
         with pytest.raises(ValueError, match="pick 0 to 4"):
             flow_depth.compute(table, k)
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("default_dtype")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -252,13 +251,6 @@ def test_choice_slider_gives_whole_numbers() -> None:
     assert slider.value == 50 and json.dumps(slider.value) == "50"
     slider.index = 3  # what the page sends
     assert slider.value == 100 and slider.label == "100"
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("default_dtype")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -197,13 +196,6 @@ def test_planar_by_hand_shows_the_state() -> None:
     assert pink.sum() == int(both.sum()) > 0 and pink[-1] and not pink[0]  # the fold lies on top
     height = artists["lost"].get_xy()[:, 1].max() + 6
     assert height == pytest.approx(2.5)  # the middle of the mass of a = w.z lies in the fold
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("default_dtype")
