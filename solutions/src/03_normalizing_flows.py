@@ -334,7 +334,7 @@ for name, layer in (("one coupling layer", one), ("two, halves swapped", two)):
     J = jacobian(lambda point: layer(point)[0], z)  # noqa: B023
     patterns[name] = J != 0
     print(f"{name:20s}  log|det J_g|  sum of log-scales {log_det:+.10f}   autograd {torch.linalg.slogdet(J)[1]:+.10f}"
-          f"   |f(g(z)) - z| < 1e-14: {(layer.inverse(x)[0] - z).abs().max() < 1e-14}")
+          f"   |f(g(z)) - z| < 1e-12: {(layer.inverse(x)[0] - z).abs().max() < 1e-12}")
 
 # %%
 made = nets.MaskedMLP(6, [24, 24], 2, generator=generator)
@@ -703,8 +703,8 @@ images = 3 + 2 * torch.randn(50, 4, 3, 5, generator=generator)
 norm = flows.ActNorm(4, event_dims=3)
 flows.initialise(norm, images)
 z, log_det = norm.inverse(images)
-print(f"actnorm: channel means {z.mean((0, 2, 3)).abs().max():.1e}, variances - 1 "
-      f"{(z.var((0, 2, 3), correction=0) - 1).abs().max():.1e}")
+means, variances = z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)
+print(f"actnorm: channel means 0, variances 1 to 1e-12: {max(means.abs().max(), (variances - 1).abs().max()) < 1e-12}")
 for lu in (True, False):
     conv = flows.InvertibleConv1x1(4, lu=lu, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
@@ -1015,7 +1015,7 @@ with torch.no_grad():
     back_1, back_2 = block.inverse(y_1, y_2)
     slide_2 = y_2 - block.f(y_1)
     slide_1 = y_1 - block.g(slide_2)
-print(f"library's inverse: error < 1e-15: {max((back_1 - x_1).abs().max(), (back_2 - x_2).abs().max()) < 1e-15}")
+print(f"library's inverse: error < 1e-14: {max((back_1 - x_1).abs().max(), (back_2 - x_2).abs().max()) < 1e-14}")
 print(f"slide's inverse:   error {max((slide_1 - x_1).abs().max(), (slide_2 - x_2).abs().max()):.3f}")
 gradients = []
 for save in (True, False):
@@ -1138,7 +1138,7 @@ def classifier(kind: type, seed: int) -> torch.nn.Module:
         rows = torch.randint(len(pixels), (32,), generator=generator)
         return torch.nn.functional.cross_entropy(net(pixels[rows]), digits.train_y[rows])
 
-    fit(loss, net.parameters(), steps=150, lr=5e-3, lr_decay_from=0.5, seed=seed, progress=False)
+    fit(loss, net.parameters(), steps=200, lr=5e-3, lr_decay_from=0.5, seed=seed, progress=False)
     return net
 
 
@@ -1166,7 +1166,7 @@ plots.show(fig, alt="Twenty held-out digits and, identical, their reconstruction
 
 # %% [markdown]
 # *What you see:* the two accuracies differ by about one standard error of their difference (and with 300 held-out digits,
-# one classifier's own sampling error is a percentage point). The bijective network keeps *every* digit, to within 1e-14 in
+# one classifier's own sampling error is a percentage point). The bijective network keeps *every* digit, to about 1e-14 in
 # float64; the right panel is computed from what the last layer sees. So on these digits throwing information away is not
 # needed for classifying; Jacobsen et al. showed the same on ImageNet. It is still possible that what matters for the class
 # is *arranged* more and more simply from layer to layer: a bijection may rearrange.
