@@ -57,6 +57,18 @@ class Shifted(nn.Module):
         return torch.sin(x.sum(-1, keepdim=True) * self.weight + self.weight.square())
 
 
+class Counting(nn.Module):
+    """A network that counts its passes, and does not show what it is made of (nor its masks)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.passes = net, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.net(x)
+
+
 def affine(mask: Tensor, **kind: object) -> Make:
     return lambda g: flows.AffineCoupling(mask, conditioner(mask, 2, g), **kind)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from flow_zoo import Counting
 from ledger import proves
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
@@ -90,18 +91,6 @@ def test_iaf_is_the_maf_run_the_other_way(variant: Callable[[Tensor, Tensor], Pa
     value = draw(20, 5, seed=3)
     for found, expected in zip(iaf(value) + iaf.inverse(value), maf.inverse(value) + maf(value), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
-class Counting(nn.Module):
-    """A network that counts its passes (and so hides its masks)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.passes = net, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
-        return self.net(x)
 
 
 @pytest.mark.parametrize("kind", [MaskedAutoregressiveFlow, InverseAutoregressiveFlow])

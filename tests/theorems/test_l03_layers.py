@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from flow_zoo import Counting
 from ledger import proves
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from dgm_course.flows import (
@@ -36,18 +37,6 @@ def log_det_of(map_: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 # F3 -------------------------------------------------------------------------------------------------------
-
-
-class Counting(nn.Module):
-    """A conditioner that counts its calls."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net, self.calls = net, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.net(x)
 
 
 def affine(mask: Tensor, seed: int = 0) -> AffineCoupling:
@@ -101,9 +90,9 @@ def test_coupling_takes_one_network_pass_each_way(kind: type) -> None:
     net = Counting(MLP([2, 8, outputs], generator=torch.Generator().manual_seed(0)))
     layer = kind(half_mask(4), net).double()
     x, log_det = layer(draw(7, 4))
-    assert net.calls == 1
+    assert net.passes == 1
     layer.inverse(x)
-    assert net.calls == 2
+    assert net.passes == 2
     if kind is AdditiveCoupling:
         assert torch.equal(log_det, torch.zeros(7).double())
 
