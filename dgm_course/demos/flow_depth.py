@@ -96,7 +96,7 @@ def tabulate(flow: Flow, target: Density) -> Table:
     # The target has mass 1 in the square: this mends the rule where it jumps from cell to cell.
     weights = torch.full_like(log_target, cell) / (cell * log_target.exp().sum())
 
-    z = bent_grid.polar_lines(RADIUS, 5, 24, 361).to(**kind)
+    z = bent_grid.polar_lines(RADIUS, 5, 24, 181).to(**kind)
     bent = [one.transform(z) for one in flows]
     log_det = torch.stack([step.expand(z.shape[:-1]) for _, step in bent]).double().cpu()
     side = (NUM_CELLS, NUM_CELLS)
