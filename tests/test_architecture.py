@@ -29,10 +29,7 @@ FLOORS = {
     "notebooks": 6, "grading": 6, "reproduce": 6, "__main__": 6,
 }  # fmt: skip
 #: Modules of lectures that are not written yet.
-PLANNED = {
-    "mixtures", "logistic_mixture", "two_sample", "gan", "priors", "dequantization",
-    "surgery", "grading",
-}  # fmt: skip
+PLANNED = {"logistic_mixture", "two_sample", "gan", "dequantization", "grading"}
 #: Imports between modules of one floor: (importer, imported).
 NEIGHBOURS = {("linear_vae", "linear_gaussian"), ("plots", "pictures"), ("__main__", "notebooks"),
               ("__main__", "reproduce")}  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dgm_course.gaussian import gaussian_kl_per_dim, gaussian_log_prob, gaussian_sample
+from dgm_course.gaussian import gaussian_entropy, gaussian_kl_per_dim, gaussian_log_prob, gaussian_sample
 from dgm_course.nets import Stackable, members_of
 from dgm_course.vae.decoders import Decoder
 
@@ -16,8 +16,9 @@ from dgm_course.vae.decoders import Decoder
 class ELBOTerms:
     """The two terms of the ELBO, per sample and in nats; a leading E where the model is stacked.
 
-    ``log_likelihood (B,)`` is (an estimate of) ``E_q log p(x|z)``, ``kl_per_dim (B, d)`` is
-    ``KL(q(z_j|x) || p(z_j))``, exact.
+    ``log_likelihood (B,)`` is (an estimate of) ``E_q log p(x|z)``. ``kl_per_dim (B, d)`` is
+    ``KL(q(z_j|x) || p(z_j))``, exact; under a prior of its own, which need not factorise, the KL is one term
+    for all dimensions, ``(B, 1)``, estimated from the samples.
     """
 
     log_likelihood: Tensor
@@ -37,20 +38,25 @@ class ELBOTerms:
 class VAE(Stackable):
     """p(z) = N(0, I), p(x|z) given by ``decoder``, q(z|x) = N(mean(x), diag exp(log_var(x))) by ``encoder``.
 
-    ``encoder`` maps ``x (..., m)`` to ``(..., 2d)``: the means, then the log-variances. With stacked networks
+    ``encoder`` maps ``x (..., m)`` to ``(..., 2d)``: the means, then the log-variances. ``prior`` replaces
+    N(0, I) by a density of its own (:mod:`dgm_course.priors`: ``log_prob(z)`` and ``sample(n, generator)``),
+    whose parameters become the model's. With stacked networks
     (``members=E``, see :mod:`dgm_course.nets`) x is shared ``(B, m)`` or per member ``(E, B, m)``, and every
-    result starts with E. Kingma and Welling 2014, "Auto-encoding variational Bayes"; Ledger C4.
+    result starts with E. Kingma and Welling 2014, "Auto-encoding variational Bayes"; Ledger C4, S3.
 
     Raises ``ValueError`` if the parts disagree about E, or the encoder's output is not ``2 * latent_dim``.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: Decoder, latent_dim: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: Decoder, latent_dim: int, *, prior: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.encoder = encoder
         self.decoder = decoder
         self.latent_dim = latent_dim
+        self.prior = prior
         self.members = members_of(self)
         if members_of(encoder) is None and self.members is not None:
             raise ValueError(
@@ -72,20 +78,33 @@ class VAE(Stackable):
     def terms(
         self, x: Tensor, *, generator: torch.Generator | None = None, num_samples: int = 1
     ) -> ELBOTerms:
-        """The ELBO's terms at ``x (..., m)``: the KL exact, the likelihood from reparametrised samples."""
+        """The ELBO's terms at ``x (..., m)``: the KL exact, the likelihood from reparametrised samples.
+
+        With a ``prior`` the KL is estimated from the same samples, the entropy of q in closed form.
+        """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         mean, log_var = self.encode(x)  # (..., d)
-        kl_per_dim = gaussian_kl_per_dim(mean, log_var)
-        if num_samples == 1:
-            z = gaussian_sample(mean, log_var, generator=generator)
-            return ELBOTerms(self.decoder.log_prob(x, z), kl_per_dim)
-        z = self._draw(mean, log_var, num_samples, generator)
-        return ELBOTerms(self.decoder.log_prob(x, z).mean(self._sample_dim), kl_per_dim)
+        one = num_samples == 1
+        z = gaussian_sample(mean, log_var, generator=generator) if one else self._draw(
+            mean, log_var, num_samples, generator
+        )  # fmt: skip
+        log_likelihood = self.decoder.log_prob(x, z)
+        log_prior = None if self.prior is None else self.prior.log_prob(z)
+        if not one:
+            log_likelihood = log_likelihood.mean(self._sample_dim)
+            log_prior = None if log_prior is None else log_prior.mean(self._sample_dim)
+        if log_prior is None:
+            return ELBOTerms(log_likelihood, gaussian_kl_per_dim(mean, log_var))
+        return ELBOTerms(log_likelihood, (-gaussian_entropy(log_var) - log_prior).unsqueeze(-1))
+
+    def prior_log_prob(self, z: Tensor) -> Tensor:
+        """``log p(z)``: batch shape, nats; N(0, I) unless the model has a prior of its own."""
+        return gaussian_log_prob(z, 0.0, 0.0) if self.prior is None else self.prior.log_prob(z)
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x, z) = log p(z) + log p(x|z)``: batch shape, nats."""
-        return gaussian_log_prob(z, 0.0, 0.0) + self.decoder.log_prob(x, z)
+        return self.prior_log_prob(z) + self.decoder.log_prob(x, z)
 
     def log_weights(
         self,
@@ -149,10 +168,13 @@ class VAE(Stackable):
         """``n`` draws of x from the model: ``(n, m)``, or ``(E, n, m)``, each member with its own z."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        reference = next(self.parameters())
-        stack = () if self.members is None else (self.members,)
-        shape = (*stack, n, self.latent_dim)
-        z = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
+        if self.prior is not None:
+            z = self.prior.sample(n, generator)
+        else:
+            reference = next(self.parameters())
+            stack = () if self.members is None else (self.members,)
+            shape = (*stack, n, self.latent_dim)
+            z = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
         with torch.no_grad():
             return self.decoder.sample(z, generator)
 

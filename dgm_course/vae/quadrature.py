@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dgm_course.gaussian import gaussian_kl_per_dim, gaussian_log_prob
+from dgm_course.gaussian import gaussian_entropy, gaussian_kl_per_dim
 from dgm_course.numerics import gauss_hermite, gauss_legendre
 from dgm_course.vae.model import VAE, ELBOTerms
 
@@ -28,18 +28,23 @@ def quadrature_elbo(vae: VAE, x: Tensor, num_nodes: int = 32) -> ELBOTerms:
         num_nodes, num_dims=vae.latent_dim, dtype=mean.dtype, device=mean.device
     )  # (N, d), (N,)
     std = torch.exp(0.5 * log_var)
-    log_likelihood = mean.new_zeros(mean.shape[:-1])  # (..., B)
+    log_likelihood = log_prior = mean.new_zeros(mean.shape[:-1])  # (..., B)
     for node, weight in zip(nodes.split(_BLOCK), weights.split(_BLOCK), strict=True):
         z = mean.unsqueeze(-3) + std.unsqueeze(-3) * node.unsqueeze(-2)  # (..., N, B, d)
         log_likelihood = log_likelihood + (weight[:, None] * vae.decoder.log_prob(x, z)).sum(-2)
-    return ELBOTerms(log_likelihood, gaussian_kl_per_dim(mean, log_var))
+        if vae.prior is not None:
+            log_prior = log_prior + (weight[:, None] * vae.prior.log_prob(z)).sum(-2)
+    if vae.prior is None:
+        return ELBOTerms(log_likelihood, gaussian_kl_per_dim(mean, log_var))
+    return ELBOTerms(log_likelihood, (-gaussian_entropy(log_var) - log_prior).unsqueeze(-1))
 
 
 def quadrature_log_prob(vae: VAE, x: Tensor, num_nodes: int = 128, *, radius: float = 8.0) -> Tensor:
-    """``log p(x) = log int p(x|z) N(z; 0, I) dz`` at ``x (B, m)``, for ``latent_dim <= 2``: ``(..., B)``.
+    """``log p(x) = log int p(x|z) p(z) dz`` at ``x (B, m)``, for ``latent_dim <= 2``: ``(..., B)``.
 
-    Gauss-Legendre on ``[-radius, radius]``, ``num_nodes`` along each latent; what lies outside has prior mass
-    1e-15 at radius 8. Double ``num_nodes`` to see how many digits stand. Ledger C6.
+    Gauss-Legendre on ``[-radius, radius]``, ``num_nodes`` along each latent; what lies outside has mass
+    1e-15 at radius 8 under N(0, I) (give a wider prior of the model's own a larger one). Double ``num_nodes``
+    to see how many digits stand. Ledger C6.
     Raises ``ValueError`` for more than two latents.
     """
     _check(vae, x)
@@ -47,12 +52,13 @@ def quadrature_log_prob(vae: VAE, x: Tensor, num_nodes: int = 128, *, radius: fl
     nodes, weights = gauss_legendre(
         -radius, radius, num_nodes, num_dims=vae.latent_dim, dtype=reference.dtype, device=reference.device
     )  # (N, d), (N,)
-    zero = torch.zeros((), dtype=nodes.dtype, device=nodes.device)
-    log_mass = weights.log() + gaussian_log_prob(nodes, zero, zero)  # (N,)
     parts = []
-    for node, mass in zip(nodes.split(_BLOCK), log_mass.split(_BLOCK), strict=True):
-        z = node.unsqueeze(-2) if vae.members is None else node[None, :, None]  # ([1,] N, 1, d)
-        parts.append(torch.logsumexp(vae.decoder.log_prob(x, z) + mass[:, None], dim=-2))  # (..., B)
+    for node, weight in zip(nodes.split(_BLOCK), weights.split(_BLOCK), strict=True):
+        z = node.unsqueeze(-2)  # (N, 1, d)
+        if vae.members is not None:
+            z = z.expand(vae.members, *z.shape)  # (E, N, 1, d)
+        log_mass = weight.log()[:, None] + vae.prior_log_prob(z)  # ([E,] N, 1)
+        parts.append(torch.logsumexp(vae.decoder.log_prob(x, z) + log_mass, dim=-2))  # (..., B)
     return torch.logsumexp(torch.stack(parts), dim=0)
 
 

@@ -1,0 +1,128 @@
+"""The flow prior: a normalizing flow over the latents. Which direction is fast decides what it is good for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dgm_course.flows import (
+    AffineCoupling,
+    Compose,
+    Flow,
+    InverseAutoregressiveFlow,
+    MaskedAutoregressiveFlow,
+    Permutation,
+    Transform,
+    alternating_mask,
+)
+from dgm_course.nets import MLP, MaskedMLP, members_of
+from dgm_course.priors.base import Prior, check_count
+
+AUTOREGRESSIVE = {"maf": MaskedAutoregressiveFlow, "iaf": InverseAutoregressiveFlow}
+
+
+class FlowPrior(Prior):
+    """``log p(z) = log N(f(z); 0, I) + log|det J_f(z)|``, the flow's ``forward`` making latents of noise.
+
+    Training needs the density at the encoder's samples, the flow's ``inverse``: one network pass a layer for
+    :meth:`realnvp` and :meth:`maf`; for :meth:`iaf` it is the sequential direction, d passes. Sampling is
+    the other way round. Ledger S5, S6. ``transform`` acts on vectors ``(..., d)`` and may be a stack of E.
+    Raises ``ValueError`` if it acts on images.
+    """
+
+    def __init__(self, transform: Transform, latent_dim: int) -> None:
+        super().__init__(latent_dim, members_of(transform))
+        self.flow = Flow(transform, latent_dim)
+
+    @classmethod
+    def realnvp(
+        cls,
+        latent_dim: int,
+        *,
+        num_layers: int = 4,
+        hidden: int = 64,
+        members: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowPrior:
+        """Affine couplings with alternating masks and two-layer conditioners; starts as N(0, I)."""
+        _check_layers(num_layers)
+        layers = []
+        for index in range(num_layers):
+            mask = alternating_mask(latent_dim, first=index % 2 == 0)
+            kept = int(mask.sum())
+            sizes = [kept, hidden, hidden, 2 * (latent_dim - kept)]
+            net = MLP(sizes, members=members, generator=generator)
+            layers.append(AffineCoupling(mask, _silent(net, net.layers[-1])))
+        return cls(Compose(layers), latent_dim)
+
+    @classmethod
+    def maf(
+        cls,
+        latent_dim: int,
+        *,
+        num_layers: int = 2,
+        hidden: int = 64,
+        members: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowPrior:
+        """Masked autoregressive flows, the order reversed between them; starts as N(0, I)."""
+        return cls._autoregressive("maf", latent_dim, num_layers, hidden, members, generator)
+
+    @classmethod
+    def iaf(
+        cls,
+        latent_dim: int,
+        *,
+        num_layers: int = 2,
+        hidden: int = 64,
+        members: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowPrior:
+        """Inverse autoregressive flows: the wrong way round for a prior, here to be measured. Ledger S6."""
+        return cls._autoregressive("iaf", latent_dim, num_layers, hidden, members, generator)
+
+    @classmethod
+    def _autoregressive(
+        cls,
+        kind: str,
+        latent_dim: int,
+        num_layers: int,
+        hidden: int,
+        members: int | None,
+        generator: torch.Generator | None,
+    ) -> FlowPrior:
+        _check_layers(num_layers)
+        layers: list[Transform] = []
+        for index in range(num_layers):
+            net = MaskedMLP(latent_dim, [hidden, hidden], 2, members=members, generator=generator)
+            if index:
+                layers.append(Permutation.reverse(latent_dim))
+            layers.append(AUTOREGRESSIVE[kind](_silent(net, net.layers[-1])))
+        return cls(Compose(layers), latent_dim)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """``log p(z)``, through the flow's ``inverse``."""
+        self._check_z(z)
+        return self.flow.log_prob(z)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``([E,] n, d)``, through the flow's ``forward``."""
+        check_count(n)
+        reference = next(self.flow.parameters())
+        stack = () if self.members is None else (self.members,)
+        shape = (*stack, n, self.latent_dim)
+        noise = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
+        return self.flow.transform(noise)[0]
+
+
+def _silent(net: nn.Module, last: nn.Module) -> nn.Module:
+    """A conditioner that starts by saying nothing: no shift, log-scale 0."""
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return net
+
+
+def _check_layers(num_layers: int) -> None:
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}: use StandardNormalPrior")
