@@ -25,7 +25,7 @@ from dgm_course.mixtures import mixture_log_prob, mixture_responsibilities
 
 LogDensity = Callable[[Tensor], Tensor]  # z ([E,] S, n, d) -> ([E,] S, n)
 
-#: entries of a table of points times components that is held at once
+#: entries of a table of points times components times dimensions that is held at once
 _TABLE = 1 << 22
 
 
@@ -42,8 +42,8 @@ class Estimate:
 
         The data are fixed and every point has S samples of its own, so only the variance *within* points
         counts: ``se^2 = (1/n^2) sum_i var_i / S``. One sample shows no variance within a point; with
-        ``S = 1`` the spread over the points stands in, which errs on the large side. Raises ``ValueError`` for another
-        shape, or one sample of one point.
+        ``S = 1`` the spread over the points stands in, which errs on the large side. Raises ``ValueError``
+        for another shape, or one sample of one point.
         """
         if values.dim() < 2 or values.shape[-1] == 0 or values.shape[-2] * values.shape[-1] < 2:
             raise ValueError(
@@ -65,6 +65,7 @@ class ELBOSurgery:
     ``log_q`` is log q(z|x_i), ``log_aggregate`` log q_agg(z), ``log_prior`` log p(z) and ``log_likelihood``
     log p(x_i|z), or None. The properties are the terms of the ELBO, one log-ratio for each sample: averages
     over all samples (:meth:`Estimate.of`) estimate the terms, and the identities hold before averaging.
+    Ledger S1, S3.
     """
 
     log_q: Tensor
@@ -141,6 +142,13 @@ def elbo_surgery(
     log_q = gaussian_log_prob(z, mean.unsqueeze(-3), log_var.unsqueeze(-3))  # ([E,] S, n)
     own = torch.arange(mean.shape[-2], device=mean.device).expand(log_q.shape) if leave_one_out else None
     means, log_vars = (mean, log_var) if components is None else components
+    fits = means.shape == log_vars.shape and means.dim() == mean.dim() and means.shape[-2] > 0
+    if not fits or (means.shape[:-2], means.shape[-1]) != (mean.shape[:-2], mean.shape[-1]):
+        raise ValueError(
+            f"components must be the mean and log-variance of the training data under the same encoder, "
+            f"shaped like mean {tuple(mean.shape)} but for n, got {tuple(means.shape)} and "
+            f"{tuple(log_vars.shape)}: pass what the encoder makes of the training set"
+        )
     log_aggregate = mixture_log_prob(z, means, log_vars, exclude=own)
     prior = gaussian_log_prob(z, 0.0, 0.0) if log_prior is None else log_prior(z)
     likelihood = None if log_likelihood is None else log_likelihood(z)
@@ -171,6 +179,7 @@ def elbo_surgery_per_dim(
     """
     _check(mean, log_var, num_samples)
     stack, (n, dim) = mean.shape[:-2], mean.shape[-2:]
+    shape = (*stack, dim, num_samples, n)
 
     def columns(values: Tensor) -> Tensor:  # ([E,] n, d) -> (E d, n, 1)
         return values.movedim(-1, -2).reshape(-1, n, 1)
@@ -178,12 +187,17 @@ def elbo_surgery_per_dim(
     def prior(z: Tensor) -> Tensor:
         if log_prior is None:
             return gaussian_log_prob(z, 0.0, 0.0)
-        return log_prior(z.reshape(*stack, dim, *z.shape[1:])).reshape(z.shape[:-1])
+        values = log_prior(z.reshape(*stack, dim, *z.shape[1:]))
+        if values.shape != shape:
+            raise ValueError(
+                f"log_prior must give one number for each sample of each dimension, {shape} for z of shape "
+                f"{(*shape, 1)}, got {tuple(values.shape)}: it takes the one coordinate z[..., 0]"
+            )
+        return values.reshape(z.shape[:-1])
 
     terms = elbo_surgery(
         columns(mean), columns(log_var), log_prior=prior, num_samples=num_samples, generator=generator
     )
-    shape = (*stack, dim, num_samples, n)
     return ELBOSurgery(*(t.reshape(shape) for t in (terms.log_q, terms.log_aggregate, terms.log_prior)))
 
 
@@ -206,18 +220,19 @@ def index_information(
     """The same ``I_q[x, z]`` in its other form, ``log n - E_z H[q(i|z)]``: how well z tells the index.
 
     ``q(i|z) = q(z|x_i) / sum_j q(z|x_j)``. For the same samples it averages the first form over all indices
-    that could have given z, so that each sample's value lies in [0, log n] and the standard error is
-    no larger in expectation. Costs n times the numbers of :func:`mutual_information` (in blocks of bounded
-    memory). Ledger S2; Hoffman & Johnson 2016. Errors as in :func:`elbo_surgery`.
+    that could have given z, so that each sample's value lies in [0, log n] and the variance over all samples
+    is no larger. Costs n times the numbers of :func:`mutual_information` (in blocks of bounded memory).
+    Ledger S2; Hoffman & Johnson 2016. Errors as in :func:`elbo_surgery`.
     """
     _check(mean, log_var, num_samples)
     n = mean.shape[-2]
     z = _samples(mean, log_var, num_samples, generator)  # ([E,] S, n, d)
-    block = max(1, _TABLE // (mean.shape[:-1].numel() * num_samples))
+    block = max(1, _TABLE // (mean.numel() * num_samples))
     parts = []
     for points in z.split(block, dim=-2):
         chance = mixture_responsibilities(points, mean, log_var)  # ([E,] S, block, n)
-        parts.append(math.log(n) + torch.xlogy(chance, chance).sum(-1))
+        log_chance = chance.clamp(min=torch.finfo(chance.dtype).tiny).log()  # keeps gradients finite
+        parts.append(math.log(n) + (chance * log_chance).sum(-1))
     return Estimate.of(torch.cat(parts, dim=-1))
 
 

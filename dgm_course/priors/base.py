@@ -22,7 +22,7 @@ class Prior(Stackable, abc.ABC):
     def __init__(self, latent_dim: int, members: int | None = None) -> None:
         super().__init__(members)
         if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}: pass the VAE's latent_dim")
         self.latent_dim = latent_dim
 
     @abc.abstractmethod
@@ -83,13 +83,19 @@ def cross_entropy(
     ELBO. ``batch_size`` draws that many points with replacement (the same ones for all members), else all are
     used. Ledger S3, S5. Raises ``ValueError`` for shapes that do not fit.
     """
-    if mean.shape != log_var.shape or mean.dim() < 2:
+    if mean.shape != log_var.shape or mean.dim() < 2 or mean.shape[-2] == 0:
         raise ValueError(
-            f"mean and log_var must both be ([E,] n, d), got {tuple(mean.shape)} and "
+            f"mean and log_var must both be ([E,] n, d) with n >= 1, got {tuple(mean.shape)} and "
             f"{tuple(log_var.shape)}: pass what the encoder makes of the data set"
         )
+    if prior.members is not None and mean.dim() < 3:
+        raise ValueError(
+            f"a stack of {prior.members} priors needs data for each, ({prior.members}, n, d), got "
+            f"{tuple(mean.shape)}: use mean.expand({prior.members}, -1, -1) if all see the same encoder"
+        )
     if batch_size is not None:
-        check_count(batch_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}: use None for all points")
         rows = torch.randint(mean.shape[-2], (batch_size,), generator=generator, device=mean.device)
         mean, log_var = mean[..., rows, :], log_var[..., rows, :]
     return -prior.log_prob(gaussian_sample(mean, log_var, generator=generator)).mean(-1)

@@ -1,4 +1,4 @@
-"""The flow prior: a normalizing flow over the latents. Which direction is fast decides what it is good for."""
+"""The flow prior: a normalizing flow over the latents. Its fast direction decides what it is good for."""
 
 from __future__ import annotations
 
@@ -103,15 +103,18 @@ class FlowPrior(Prior):
     def log_prob(self, z: Tensor) -> Tensor:
         """``log p(z)``, through the flow's ``inverse``."""
         self._check_z(z)
+        if self.members is not None and z.dim() == 2:  # (E, d): not rows that all members share
+            return self.flow.log_prob(z.unsqueeze(1)).squeeze(1)
         return self.flow.log_prob(z)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """``([E,] n, d)``, through the flow's ``forward``."""
         check_count(n)
+        if self.members is None:
+            return self.flow.sample(n, generator=generator)
         reference = next(self.flow.parameters())
-        stack = () if self.members is None else (self.members,)
-        shape = (*stack, n, self.latent_dim)
+        shape = (self.members, n, self.latent_dim)
         noise = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
         return self.flow.transform(noise)[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ class MixturePrior(Prior):
         super().__init__(latent_dim, members)
         if num_components < 1 or spread < 0:
             raise ValueError(
-                f"a mixture needs num_components >= 1 and spread >= 0, got {num_components} and {spread}"
+                f"a mixture needs num_components >= 1 and spread >= 0, got {num_components} and {spread}: "
+                "give a positive number of components, and spread=0 for a start at N(0, I)"
             )
         stack = () if members is None else (members,)
         device = None if generator is None else generator.device
@@ -43,17 +46,24 @@ class MixturePrior(Prior):
         """Put each component on the posterior of a random data point: ``mean, log_var ([E,] n, d)``.
 
         The components start with the spread of the code around the points, not with a single posterior's
-        narrow width: ``log_var`` is raised to that of n points divided into K heaps.
+        narrow width: ``log_var`` is raised to that of n points divided into K heaps. Raises ``ValueError``
+        for shapes that do not fit, or fewer points than components.
         """
-        count = self.means.shape[-2]
+        *stack, count, dim = self.means.shape
+        fits = mean.shape == log_var.shape and mean.dim() == len(stack) + 2
+        if not fits or [*mean.shape[:-2], mean.shape[-1]] != [*stack, dim]:
+            wanted = ", ".join(map(str, [*stack, "n", dim]))
+            raise ValueError(
+                f"mean and log_var must both be ({wanted}), got {tuple(mean.shape)} and "
+                f"{tuple(log_var.shape)}: pass what the encoder makes of the data set"
+            )
         n = mean.shape[-2]
         rows = torch.randperm(n, generator=generator, device=mean.device)[:count]
         if len(rows) < count:
             raise ValueError(f"{count} components need as many data points, got {n}: use fewer components")
         self.means.copy_(mean[..., rows, :])
         total = mean.var(-2, keepdim=True, correction=0) + log_var.exp().mean(-2, keepdim=True)
-        self.log_vars.copy_((total.log() - 2.0 / self.latent_dim * torch.tensor(float(count)).log())
-                            .expand_as(self.log_vars))  # fmt: skip
+        self.log_vars.copy_((total.log() - 2.0 / dim * math.log(count)).expand_as(self.log_vars))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log p(z)``."""

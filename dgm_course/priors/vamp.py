@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_course.mixtures import mixture_log_prob, mixture_sample
+from dgm_course.nets import members_of
 from dgm_course.priors.base import Prior, check_count
 
 
@@ -36,10 +37,17 @@ class VampPrior(Prior):
         self.encoder = encoder
         self.bounds = bounds
         wanted = 2 if members is None else 3
-        if pseudo_inputs.dim() != wanted or (members is not None and len(pseudo_inputs) != members):
+        fits = pseudo_inputs.dim() == wanted and pseudo_inputs.shape[-2] > 0
+        if not fits or (members is not None and len(pseudo_inputs) != members):
             raise ValueError(
-                f"pseudo_inputs must be (K, m), or (E, K, m) with members=E, got shape "
-                f"{tuple(pseudo_inputs.shape)} and members={members}"
+                f"pseudo_inputs must be (K, m), or (E, K, m) with members=E, and K >= 1, got shape "
+                f"{tuple(pseudo_inputs.shape)} and members={members}: one row for each pseudo-input, and for "
+                "a stack one set for each member"
+            )
+        if members_of(encoder) not in (None, members):
+            raise ValueError(
+                f"the prior of a stack of encoders needs pseudo-inputs for each, got {members_of(encoder)} "
+                f"encoders and members={members}: pass members={members_of(encoder)}"
             )
         start = pseudo_inputs.detach().clone()
         if bounds is not None:

@@ -44,7 +44,8 @@ class VAE(Stackable):
     (``members=E``, see :mod:`dgm_course.nets`) x is shared ``(B, m)`` or per member ``(E, B, m)``, and every
     result starts with E. Kingma and Welling 2014, "Auto-encoding variational Bayes"; Ledger C4, S3.
 
-    Raises ``ValueError`` if the parts disagree about E, or the encoder's output is not ``2 * latent_dim``.
+    Raises ``ValueError`` if the parts disagree about E or ``latent_dim``, or the encoder's output is not
+    ``2 * latent_dim``.
     """
 
     def __init__(
@@ -53,6 +54,10 @@ class VAE(Stackable):
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        if getattr(prior, "latent_dim", latent_dim) != latent_dim:
+            raise ValueError(
+                f"the VAE has latent_dim={latent_dim}, its prior {prior.latent_dim}: build both with the same"
+            )
         self.encoder = encoder
         self.decoder = decoder
         self.latent_dim = latent_dim
@@ -60,8 +65,8 @@ class VAE(Stackable):
         self.members = members_of(self)
         if members_of(encoder) is None and self.members is not None:
             raise ValueError(
-                f"a stack of {self.members} decoders needs an encoder for each, got one without members: "
-                f"build it with members={self.members}"
+                f"a stack of {self.members} decoders or priors needs an encoder for each, got one without "
+                f"members: build it with members={self.members}"
             )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,12 +173,14 @@ class VAE(Stackable):
         """``n`` draws of x from the model: ``(n, m)``, or ``(E, n, m)``, each member with its own z."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        if self.prior is not None:
+        stack = () if self.members is None else (self.members,)
+        shape = (*stack, n, self.latent_dim)
+        if self.prior is not None and members_of(self.prior) == self.members:
             z = self.prior.sample(n, generator)
+        elif self.prior is not None:  # one prior that all members share
+            z = self.prior.sample(self.members * n, generator).reshape(shape)
         else:
             reference = next(self.parameters())
-            stack = () if self.members is None else (self.members,)
-            shape = (*stack, n, self.latent_dim)
             z = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
         with torch.no_grad():
             return self.decoder.sample(z, generator)

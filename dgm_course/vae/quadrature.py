@@ -27,13 +27,15 @@ def quadrature_elbo(vae: VAE, x: Tensor, num_nodes: int = 32) -> ELBOTerms:
     nodes, weights = gauss_hermite(
         num_nodes, num_dims=vae.latent_dim, dtype=mean.dtype, device=mean.device
     )  # (N, d), (N,)
-    std = torch.exp(0.5 * log_var)
+    std, dim = torch.exp(0.5 * log_var), vae._sample_dim
+    ones = [1] * (mean.dim() - 1 - dim)  # the batch dimensions behind the nodes
     log_likelihood = log_prior = mean.new_zeros(mean.shape[:-1])  # (..., B)
     for node, weight in zip(nodes.split(_BLOCK), weights.split(_BLOCK), strict=True):
-        z = mean.unsqueeze(-3) + std.unsqueeze(-3) * node.unsqueeze(-2)  # (..., N, B, d)
-        log_likelihood = log_likelihood + (weight[:, None] * vae.decoder.log_prob(x, z)).sum(-2)
+        node, weight = node.reshape(-1, *ones, vae.latent_dim), weight.reshape(-1, *ones)
+        z = mean.unsqueeze(dim) + std.unsqueeze(dim) * node  # ([E,] N, ..., B, d)
+        log_likelihood = log_likelihood + (weight * vae.decoder.log_prob(x, z)).sum(dim)
         if vae.prior is not None:
-            log_prior = log_prior + (weight[:, None] * vae.prior.log_prob(z)).sum(-2)
+            log_prior = log_prior + (weight * vae.prior.log_prob(z)).sum(dim)
     if vae.prior is None:
         return ELBOTerms(log_likelihood, gaussian_kl_per_dim(mean, log_var))
     return ELBOTerms(log_likelihood, (-gaussian_entropy(log_var) - log_prior).unsqueeze(-1))

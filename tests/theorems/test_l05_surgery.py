@@ -171,7 +171,7 @@ def test_no_sample_exceeds_log_n() -> None:
     for log_var in (-12.0, -4.0, 0.0, 4.0):
         mean, _ = codes(40, 3)
         terms = elbo_surgery(mean, torch.full_like(mean, log_var), num_samples=50, generator=seeded())
-        assert terms.mutual_information.max() <= math.log(40) + 1e-12
+        assert terms.mutual_information.max() <= math.log(40) + 1e-8  # the density's stated rounding
 
 
 def test_the_two_forms_of_information_agree() -> None:
