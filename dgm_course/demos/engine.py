@@ -86,12 +86,27 @@ def linear_slider(label: str, value: float, low: float, high: float, step: float
     )
 
 
-def choice_slider(label: str, value: int, choices: Sequence[int]) -> ipywidgets.SelectionSlider:
-    """Return a slider over a list of whole numbers, one arrow key apart; ``value`` goes to the nearest."""
+def choice_slider(
+    label: str, value: float, choices: Sequence[float], *, names: Sequence[str] | None = None
+) -> ipywidgets.SelectionSlider:
+    """Return a slider over a list of numbers, one arrow key apart; ``value`` goes to the nearest.
+
+    ``names`` are what the page shows for them (default: the numbers as they are).
+    """
+    shown = [str(choice) for choice in choices] if names is None else names
     return ipywidgets.SelectionSlider(
         value=min(choices, key=lambda choice: abs(choice - value)),
-        options=[(str(choice), choice) for choice in choices],
+        options=list(zip(shown, choices, strict=True)),
         description=label, tooltip=label, style=_SLIDER,
+    )
+
+
+def choice_buttons(label: str, value: str, choices: Sequence[str]) -> ipywidgets.ToggleButtons:
+    """Return a row of buttons, one for each choice, of which one is pressed."""
+    return ipywidgets.ToggleButtons(
+        value=value, options=list(choices), description=label, tooltips=list(choices),
+        style={"description_width": "initial", "button_width": "auto"},
+        layout={"width": "max-content"},  # the name and the buttons in one line
     )
 
 

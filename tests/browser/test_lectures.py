@@ -48,6 +48,11 @@ DEMOS = {
         "gradient_noise.numbers(gradient_noise.compute(gradient_noise.tabulate(), **values))",
     "flow_depth": "flow_depth.numbers(flow_depth.compute(flow_depth.tabulate(real_nvp, moons), **values))",
     "planar_by_hand": "planar_by_hand.numbers(planar_by_hand.compute(**values))",
+    "beta_surgery":
+        "beta_surgery.numbers(beta_surgery.compute("
+        "beta_surgery.tabulate(plane, betas, digits.train_x, digits.train_y), **values))",
+    "prior_choice":
+        "prior_choice.numbers(prior_choice.compute(prior_choice.tabulate(fitted, digits.test_x), **values))",
 }  # fmt: skip
 
 
@@ -74,6 +79,13 @@ EXPECTED = {
         exercise="planar_log_det",
         wrong="def planar_log_det(z, u, w, b):\n    return (1 + u @ w).abs().log() + 0 * z[:, 0]",
         hint="slope of tanh is missing",
+    ),
+    "05_elbo_surgery": Expected(
+        demos=demos_of("beta_surgery", "prior_choice"),
+        exercise="mog_log_prob",
+        wrong="def mog_log_prob(z, means, log_vars, logits):\n"
+        "    return torch.logsumexp(logits + gaussian.gaussian_log_prob(z[:, None], means, log_vars), -1)",
+        hint="normalis",
     ),
 }
 
@@ -158,9 +170,9 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
     The goal, on two quiet cores, is 100 ms for 95 of 100 keys.
     """
     cells = [
-        "from dgm_course import data, flows, nets\n"
-        "from dgm_course.demos import flow_depth, gradient_noise, importance_bound, phase_diagram\n"
-        "from dgm_course.demos import planar_by_hand, receptive_field",
+        "import torch\nfrom dgm_course import data, flows, nets, vae\n"
+        "from dgm_course.demos import beta_surgery, flow_depth, gradient_noise, importance_bound\n"
+        "from dgm_course.demos import phase_diagram, planar_by_hand, prior_choice, receptive_field",
         "eigenvalues = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)\nphase_diagram.show(eigenvalues)",
         "bit_vaes = receptive_field.train_default(steps=20, progress=False)\nreceptive_field.show(bit_vaes)",
         "importance_bound.show()",
@@ -169,6 +181,12 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
         "layers = [flows.AffineCoupling(mask, nets.MLP([1, 16, 2])) for mask in 4 * masks]\n"
         "real_nvp = flows.Flow(flows.Compose(layers), 2)\nflow_depth.show(real_nvp, moons)",
         "planar_by_hand.show()",
+        "digits, betas = data.digits(), torch.tensor([0.25, 1.0, 4.0])\n"
+        "decoder = vae.BernoulliDecoder(nets.MLP([2, 32, 64], members=3))\n"
+        "plane = vae.VAE(nets.MLP([64, 32, 4], members=3), decoder, 2)\n"
+        "beta_surgery.show(plane, betas, digits.train_x, digits.train_y)",
+        "fitted = prior_choice.fit_priors(nets.member(plane, 0).encoder, digits.train_x, steps=5)\n"
+        "prior_choice.show(fitted, digits.test_x)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

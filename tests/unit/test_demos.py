@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from PIL import Image
+from small_latents import small_beta_surgery, small_prior_choice
 
 from dgm_course.data import enumerable_binary, two_moons
 from dgm_course.demos import (
@@ -54,12 +55,15 @@ MOVES = {
     "planar_by_hand": [
         {"push": -1.0}, {"push": -2.0}, {"shift": 2.0}, {"angle": 120.0}, {"steepness": 4.0, "push": 4.0},
     ],
+    "beta_surgery": [{"beta": 0.1}, {"beta": 8.0}],
+    "prior_choice": [{"size": 1}, {"kind": "q_agg"}, {"kind": "MAF", "size": 3}, {"kind": "N(0, I)"}],
 }  # fmt: skip
 
 
 def shown(name: str, vae: VAE) -> LiveDemo:
     shows = {module.__name__.rpartition(".")[2]: module.show
              for module in (gradient_noise, importance_bound, phase_diagram, planar_by_hand)}  # fmt: skip
+    shows |= {"beta_surgery": small_beta_surgery, "prior_choice": small_prior_choice}
     if name == "flow_depth":
         return flow_depth.show(small_flow(), two_moons())
     return receptive_field.show(vae) if name == "receptive_field" else shows[name]()
