@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from dgm_course.gaussian import gaussian_log_prob
+from dgm_course.mixtures.checks import as_mixture
+from dgm_course.mixtures.differences import log_terms
 
 
 def mixture_responsibilities(
@@ -15,14 +14,11 @@ def mixture_responsibilities(
 ) -> Tensor:
     """``q(j|x) = w_j N_j(x) / sum_i w_i N_i(x)``: ``x ([E,] ..., d) -> ([E,] ..., n)``, rows sum to one.
 
-    Dense by nature: the result has points times components entries, and the work d times as many.
-    Arguments as in :func:`dgm_course.mixtures.mixture_log_prob`. Ledger S2.
+    Dense by nature: the result has points times components entries, and the differences ``x - mean``, which
+    are taken as they are (no expansion of the square), d times as many: hand in a block of points at a time.
+    Exact to the rounding of an exponent, that is of ``1/2 sum (x - mean)^2 / var``. Gradients flow to all
+    floating arguments, which are those of :func:`dgm_course.mixtures.mixture_log_prob`, errors included;
+    weights need not be normalised. A row is nan where no component has any density. Ledger S2.
     """
-    n, stacked = means.shape[-2], means.dim() == 3
-    log_vars = torch.as_tensor(log_vars, dtype=means.dtype, device=means.device).expand(means.shape)
-    log_w = means.new_full(means.shape[:-1], -math.log(n)) if log_weights is None else log_weights
-    if stacked:
-        middle = [1] * (x.dim() - 2)
-        means, log_vars = (p.reshape(len(p), *middle, *p.shape[1:]) for p in (means, log_vars))
-        log_w = log_w.reshape(len(log_w), *middle, n)
-    return torch.softmax(gaussian_log_prob(x.unsqueeze(-2), means, log_vars) + log_w, -1)
+    mixture = as_mixture(x, means, log_vars, log_weights)
+    return torch.softmax(log_terms(*mixture), -1).reshape(*x.shape[:-1], means.shape[-2])

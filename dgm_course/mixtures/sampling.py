@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dgm_course.gaussian import gaussian_sample
+from dgm_course.mixtures.checks import as_components
 
 
 def mixture_sample(
@@ -20,15 +21,13 @@ def mixture_sample(
 
     Arguments as in :func:`dgm_course.mixtures.mixture_log_prob`; here weights need not be normalised.
     Gradients reach means and variances, not the weights (the choice of a component is discrete).
-    ``generator`` must live on the device of ``means``. Raises ``ValueError`` unless ``n >= 1``.
+    ``generator`` must live on the device of ``means``. Ledger S5. Raises ``ValueError`` unless ``n >= 1``,
+    and for shapes that do not fit.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}: ask for some samples")
-    num_components, dim = means.shape[-2:]
-    log_vars = torch.as_tensor(log_vars, dtype=means.dtype, device=means.device).expand(means.shape)
-    if log_weights is None:
-        log_weights = means.new_zeros(num_components)
-    weights = torch.softmax(log_weights, -1).expand(means.shape[:-1])  # ([E,] components)
+    log_vars, log_weights = as_components(means, log_vars, log_weights)
+    weights = torch.softmax(log_weights.detach(), -1)  # ([E,] components)
     chosen = torch.multinomial(weights, n, replacement=True, generator=generator)  # ([E,] n)
-    rows = chosen.unsqueeze(-1).expand(*chosen.shape, dim)
+    rows = chosen.unsqueeze(-1).expand(*chosen.shape, means.shape[-1])
     return gaussian_sample(means.gather(-2, rows), log_vars.gather(-2, rows), generator=generator)
