@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dgm_course.gaussian import LOG_2PI
 from dgm_course.numerics import log_mean_exp
@@ -130,8 +129,12 @@ class _StreamedBound(torch.autograd.Function):
         return log_mean_exp(log_w, 0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "streamed_iwae_bound differentiates once, and this backward pass was asked for a graph of "
+                "itself: leave create_graph=True out, or take iwae_bound of all log-weights"
+            )
         plan: _Plan = ctx.plan
         mean, std, *parameters = ctx.saved_tensors
         grad_mean, grad_std = torch.zeros_like(mean), torch.zeros_like(std)

@@ -23,6 +23,9 @@ LECTURES = {
     "03": Lecture("Normalizing flows", "normalizing_flows",
                   ("change_of_variables_log_prob", "affine_coupling", "planar_log_det", "made_masks",
                    "lu_log_det", "revnet_inverse")),
+    "05": Lecture("ELBO surgery and priors", "priors_and_surgery",
+                  ("aggregated_posterior_log_prob", "mutual_information", "elbo_surgery", "mog_log_prob",
+                   "vamp_prior_log_prob", "flow_prior_log_prob")),
 }
 
 _MODULE_OF = {name: lecture.module for lecture in LECTURES.values() for name in lecture.exercises}

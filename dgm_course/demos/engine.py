@@ -44,6 +44,7 @@ _STYLE = """<style>
 .jp-Cell-outputArea:has(.dgm-demo) .jp-RenderedMarkdown p { margin: 2px 0 6px; }
 .dgm-demo .widget-label { font-weight: bold; }
 .dgm-demo .widget-hslider { width: 370px; }
+.dgm-demo .widget-toggle-buttons { display: flex; flex-flow: row nowrap; align-items: center; width: auto; }
 .dgm-demo .widget-readout { min-width: 3.4em; }
 .dgm-numbers { display: flex; flex-wrap: wrap; gap: 2px 26px; color: var(--jp-content-font-color1);
   font-size: var(--jp-content-font-size1); line-height: 1.7; }
@@ -106,7 +107,6 @@ def choice_buttons(label: str, value: str, choices: Sequence[str]) -> ipywidgets
     return ipywidgets.ToggleButtons(
         value=value, options=list(choices), description=label, tooltips=list(choices),
         style={"description_width": "initial", "button_width": "auto"},
-        layout={"width": "max-content"},  # the name and the buttons in one line
     )
 
 

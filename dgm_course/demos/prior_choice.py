@@ -176,16 +176,18 @@ def draw(artists: Artists, choice: Choice) -> None:
             text.xy = (middle, value + error if up else max(value - error, floor))
             text.set_position((0, 3 if up else -3))
             text.set_verticalalignment("bottom" if up else "top")
-            text.set_text(_short(value, 2 if up and whole else 1))
+            text.set_text(_short(value))
         artists["ticks"][k].set_text(f"{row.sizes[k]}" if row.sizes else "")
         artists["ticks"][k].set_weight("bold" if chosen else "normal")
     artists["counted"].set_text(COUNTED[choice.kind])
 
 
-def _short(value: float, digits: int) -> str:
-    """So many decimals, none for large numbers, with a true minus and none before zero."""
-    digits = digits if value > -9.95 else 0
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+def _short(value: float) -> str:
+    """At most two digits, so that neighbours have room: ``.05``, ``−.94``, ``1.6``, ``−29``."""
+    size = abs(value)
+    digits = 2 if size < 0.995 else 1 if size < 9.95 else 0
+    text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+    return text.replace("0.", ".", 1) if size < 0.995 and round(size, 2) else text
 
 
 def numbers(choice: Choice) -> dict[str, str]:

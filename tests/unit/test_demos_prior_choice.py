@@ -153,10 +153,10 @@ def test_prior_choice_shows_the_state(table: prior_choice.Table) -> None:
         assert "nan" not in demo.describe(demo.result) + "".join(demo.numbers(demo.result).values())
 
 
-def test_a_bar_that_ends_below_the_panel_says_how_far_it_goes() -> None:
-    values = ((-29.1, 1), (-1.64, 1), (-0.03, 2), (-0.001, 2), (0.2, 2))
-    said = ["−29", "−1.6", "−0.03", "0.00", "0.20"]
-    assert [prior_choice._short(*value) for value in values] == said
+def test_the_numbers_at_the_bars_are_short_and_never_lose_a_sign() -> None:
+    values = (-29.1, -9.96, -1.64, -0.999, -0.94, -0.049, -0.001, 0.0, 0.2, 10.4)
+    said = ["−29", "−10", "−1.6", "−1.0", "−.94", "−.05", "0.00", "0.00", ".20", "10"]
+    assert [prior_choice._short(value) for value in values] == said
 
 
 @pytest.mark.parametrize(
