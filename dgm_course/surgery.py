@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +26,21 @@ from dgm_course.mixtures import mixture_log_prob, mixture_responsibilities
 
 LogDensity = Callable[[Tensor], Tensor]  # z ([E,] S, n, d) -> ([E,] S, n)
 
+
+class LatentVariableModel(Protocol):
+    """What :func:`vae_surgery` asks of a model: :class:`dgm_course.vae.VAE` has it."""
+
+    decoder: Any
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x)."""
+
+    def prior_log_prob(self, z: Tensor) -> Tensor:
+        """``log p(z)``."""
+
+
 #: entries of a table of points times components times dimensions that is held at once
-_TABLE = 1 << 22
+_TABLE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,10 @@ class ELBOSurgery:
 
     @property
     def mutual_information(self) -> Tensor:
-        """``log q(z|x_i) - log q_agg(z)``, never above log n; its mean is I_q[x, z]. Ledger S1, S2."""
+        """``log q(z|x_i) - log q_agg(z)``; its mean is I_q[x, z]. Ledger S1, S2.
+
+        Never above log n (but for rounding) where the mixture holds the points' own posteriors.
+        """
         return self.log_q - self.log_aggregate
 
     @property
@@ -127,8 +144,9 @@ def elbo_surgery(
     that from the training data alone: point i sees the mixture of the others. In both cases the middle term
     is no mutual information any more, may exceed log n and may be infinite.
 
-    Costs S n^2 d (streamed, memory O(S n)). Ledger S1, S3, S4; Hoffman & Johnson 2016. Raises ``ValueError``
-    for shapes that do not fit, no samples, both kinds of held-out, or one point left out of one.
+    Costs S n^2 d (streamed, memory O(S n d)). Ledger S1, S3, S4; Hoffman & Johnson 2016. Raises
+    ``ValueError`` for shapes that do not fit, no samples, both kinds of held-out, or one point left out of
+    one.
     """
     _check(mean, log_var, num_samples)
     if leave_one_out and components is not None:
@@ -159,6 +177,28 @@ def elbo_surgery(
                 f"{tuple(z.shape)}, got {tuple(value.shape)}: sum over the dimensions, not over the samples"
             )
     return ELBOSurgery(log_q, log_aggregate, prior, likelihood)
+
+
+def vae_surgery(
+    vae: LatentVariableModel,
+    x: Tensor,
+    *,
+    components: tuple[Tensor, Tensor] | None = None,
+    leave_one_out: bool = False,
+    num_samples: int = 8,
+    generator: torch.Generator | None = None,
+) -> ELBOSurgery:
+    """The terms of a VAE's ELBO on a data set ``x (n, m)``, under its own prior: ``([E,] S, n)`` each, nats.
+
+    :func:`elbo_surgery` of ``vae.encode(x)``, ``vae.prior_log_prob`` and ``vae.decoder.log_prob``, whose
+    arguments and errors the others are. For held-out data pass the training data's codes as ``components``.
+    Ledger S3.
+    """
+    mean, log_var = vae.encode(x)
+    return elbo_surgery(
+        mean, log_var, log_prior=vae.prior_log_prob, log_likelihood=lambda z: vae.decoder.log_prob(x, z),
+        components=components, leave_one_out=leave_one_out, num_samples=num_samples, generator=generator,
+    )  # fmt: skip
 
 
 def elbo_surgery_per_dim(
@@ -217,12 +257,13 @@ def mutual_information(
 def index_information(
     mean: Tensor, log_var: Tensor, *, num_samples: int = 8, generator: torch.Generator | None = None
 ) -> Estimate:
-    """The same ``I_q[x, z]`` in its other form, ``log n - E_z H[q(i|z)]``: how well z tells the index.
+    """``I_q[x, z]`` as index-code mutual information, ``log n - E_z H[q(i|z)]``: how well z tells the index.
 
     ``q(i|z) = q(z|x_i) / sum_j q(z|x_j)``. For the same samples it averages the first form over all indices
     that could have given z, so that each sample's value lies in [0, log n] and the variance over all samples
-    is no larger. Costs n times the numbers of :func:`mutual_information` (in blocks of bounded memory).
-    Ledger S2; Hoffman & Johnson 2016. Errors as in :func:`elbo_surgery`.
+    is no larger. As many pairs as :func:`mutual_information`, but by plain differences, tens of times as
+    slow; in blocks of bounded memory, unless gradients are recorded (then all S n^2 d numbers stay). Ledger
+    S2; Hoffman & Johnson 2016. Errors as in :func:`elbo_surgery`.
     """
     _check(mean, log_var, num_samples)
     n = mean.shape[-2]
@@ -263,6 +304,11 @@ def _check(mean: Tensor, log_var: Tensor, num_samples: int) -> None:
         raise ValueError(
             f"mean and log_var must both be (n, d), or (E, n, d) for a stack, with n >= 1, got "
             f"{tuple(mean.shape)} and {tuple(log_var.shape)}: pass what the encoder makes of the data set"
+        )
+    if not mean.is_floating_point() or mean.shape[-1] == 0:
+        raise ValueError(
+            f"mean and log_var must be floating-point with d >= 1, got {mean.dtype} and "
+            f"{tuple(mean.shape)}: pass what the encoder makes of the data set"
         )
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: ask for some samples")

@@ -115,7 +115,7 @@ def _start(
         return AggregatedPosterior(mean[:size], log_var[:size])
     if kind == MIXTURE:
         mixture = MixturePrior(size, 2, generator=generator).to(mean.device, mean.dtype)
-        mixture.start_from(mean, log_var, generator)
+        mixture.start_from(mean, log_var, torch.Generator(mean.device).manual_seed(seed))
         return mixture
     make = FlowPrior.realnvp if kind == REALNVP else FlowPrior.maf
     return make(2, num_layers=size, hidden=64, generator=generator).to(mean.device, mean.dtype)

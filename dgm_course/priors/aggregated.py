@@ -12,9 +12,10 @@ from dgm_course.priors.base import Prior, check_count
 class AggregatedPosterior(Prior):
     """``q_agg(z) = (1/n) sum_i q(z|x_i)``: the mixture of all n posteriors of a data set. Ledger S4.
 
-    ``mean`` and ``log_var ([E,] n, d)`` are what the encoder makes of the data. They are held as they are:
-    from a frozen encoder (computed under ``torch.no_grad()``) nothing is trained; computed with gradients,
-    in every step anew, the prior trains jointly with the encoder. No other prior gives the data a larger
+    ``mean`` and ``log_var ([E,] n, d)`` are what the encoder makes of the data. Copies of them are held, with
+    their graph: from a frozen encoder (computed under ``torch.no_grad()``) nothing is trained; computed with
+    gradients, in every step anew, the prior trains jointly with the encoder (and PyTorch does not deepcopy
+    it: detach them first). No other prior gives the data a larger
     ELBO; one density costs n, and held-out data may prefer another. Raises ``ValueError`` for other shapes.
     """
 
@@ -25,8 +26,8 @@ class AggregatedPosterior(Prior):
                 f"{tuple(mean.shape)} and {tuple(log_var.shape)}: pass what the encoder makes of the data set"
             )
         super().__init__(mean.shape[-1], len(mean) if mean.dim() == 3 else None)
-        self.register_buffer("mean", mean)
-        self.register_buffer("log_var", log_var)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("log_var", log_var.clone())
 
     def log_prob(self, z: Tensor, *, exclude: Tensor | None = None) -> Tensor:
         """``log q_agg(z)``; ``exclude (...)`` leaves out, for each z, the posterior of one data point.

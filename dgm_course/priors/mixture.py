@@ -45,9 +45,10 @@ class MixturePrior(Prior):
     def start_from(self, mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None) -> None:
         """Put each component on the posterior of a random data point: ``mean, log_var ([E,] n, d)``.
 
-        The components start with the spread of the code around the points, not with a single posterior's
-        narrow width: ``log_var`` is raised to that of n points divided into K heaps. Raises ``ValueError``
-        for shapes that do not fit, or fewer points than components.
+        All start with equal weights and one width: that of the code divided into K heaps, but at least a
+        posterior's own, below which components would lose what lies between them. ``generator`` must live on
+        the device of ``mean``. Raises ``ValueError`` for shapes that do not fit, or fewer points than
+        components.
         """
         *stack, count, dim = self.means.shape
         fits = mean.shape == log_var.shape and mean.dim() == len(stack) + 2
@@ -62,8 +63,11 @@ class MixturePrior(Prior):
         if len(rows) < count:
             raise ValueError(f"{count} components need as many data points, got {n}: use fewer components")
         self.means.copy_(mean[..., rows, :])
-        total = mean.var(-2, keepdim=True, correction=0) + log_var.exp().mean(-2, keepdim=True)
-        self.log_vars.copy_((total.log() - 2.0 / dim * math.log(count)).expand_as(self.log_vars))
+        within = log_var.exp().mean(-2, keepdim=True)
+        total = mean.var(-2, keepdim=True, correction=0) + within
+        heap = total.log() - 2.0 / dim * math.log(count)
+        self.log_vars.copy_(torch.maximum(heap, within.log()).expand_as(self.log_vars))
+        self.logits.zero_()
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log p(z)``."""

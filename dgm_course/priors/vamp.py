@@ -19,9 +19,9 @@ class VampPrior(Prior):
     ``bounds = (low, high)`` keeps them in the data's range: they are then ``low + (high - low)
     sigmoid(logits)``, and starting points at an end are moved inwards by 5 % of the range.
 
-    N(0, I) is not among these densities: with few pseudo-inputs it can be worse (Ledger S5). Tomczak &
-    Welling 2018, "VAE with a VampPrior". Raises ``ValueError`` for pseudo-inputs of another shape or out of
-    bounds.
+    N(0, I) need not be among these densities: with few pseudo-inputs, or an encoder whose posteriors are
+    narrow at all inputs, it can be worse (Ledger S5). Tomczak & Welling 2018, "VAE with a VampPrior". Raises
+    ``ValueError`` for pseudo-inputs of another shape or kind, or out of bounds.
     """
 
     def __init__(
@@ -49,10 +49,12 @@ class VampPrior(Prior):
                 f"the prior of a stack of encoders needs pseudo-inputs for each, got {members_of(encoder)} "
                 f"encoders and members={members}: pass members={members_of(encoder)}"
             )
+        if not pseudo_inputs.is_floating_point():
+            raise ValueError(f"pseudo_inputs are trained, got {pseudo_inputs.dtype}: convert them to float")
         start = pseudo_inputs.detach().clone()
         if bounds is not None:
             low, high = bounds
-            if not low < high or bool((start < low).any() or (start > high).any()):
+            if not low < high or not bool(((start >= low) & (start <= high)).all()):
                 raise ValueError(
                     f"pseudo_inputs must lie within bounds=(low, high) with low < high, got {bounds} and "
                     f"values from {start.min().item():g} to {start.max().item():g}: widen the bounds"

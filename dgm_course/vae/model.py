@@ -176,9 +176,9 @@ class VAE(Stackable):
         stack = () if self.members is None else (self.members,)
         shape = (*stack, n, self.latent_dim)
         if self.prior is not None and members_of(self.prior) == self.members:
-            z = self.prior.sample(n, generator)
+            z = self.prior.sample(n, generator=generator)
         elif self.prior is not None:  # one prior that all members share
-            z = self.prior.sample(self.members * n, generator).reshape(shape)
+            z = self.prior.sample(self.members * n, generator=generator).reshape(shape)
         else:
             reference = next(self.parameters())
             z = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
@@ -197,7 +197,8 @@ def vae_loss(
 
     ``beta = 1, free_bits = 0`` is the ELBO. The mean is over the last batch dimension only, so the result is
     a scalar, or ``(E,)`` for stacked members (``beta`` may then be ``(E,)`` too). ``weights (B,)``, summing
-    to one, replace the plain mean: an expectation over an enumerated data set. Ledger C5, C7, C8.
+    to one, replace the plain mean: an expectation over an enumerated data set. Under a prior of the model's
+    own the KL is one term, and ``free_bits`` a floor for all of it. Ledger C5, C7, C8.
     """
     log_likelihood = _batch_mean(terms.log_likelihood.unsqueeze(-1), weights).squeeze(-1)
     return beta * free_bits_kl(terms.kl_per_dim, free_bits, weights=weights) - log_likelihood

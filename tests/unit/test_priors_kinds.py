@@ -95,6 +95,17 @@ def test_a_mixture_starts_on_data_points_with_the_width_of_their_heaps(members: 
         torch.testing.assert_close(log_vars[0] - log_vars[0, 0], total.log() - total[0].log(), **CLOSE)
 
 
+def test_a_mixture_does_not_start_narrower_than_the_posteriors() -> None:
+    """100 heaps of the line would be narrower; and what was learned before is forgotten."""
+    mean, log_var = 2 * randn(200, 1), randn(200, 1, seed=2) - 2
+    prior = MixturePrior(100, 1).double()
+    with torch.no_grad():
+        prior.logits.copy_(randn(100))
+    prior.start_from(mean, log_var, seeded())
+    torch.testing.assert_close(prior.log_vars, log_var.exp().mean().log().expand(100, 1), **CLOSE)
+    assert not prior.logits.any()
+
+
 # VampPrior and aggregated posterior -------------------------------------------------------------------------
 
 
@@ -131,6 +142,13 @@ def test_pseudo_inputs_start_where_they_are_put_and_keep_their_bounds() -> None:
         optimiser.step()
     inputs = bounded.pseudo_inputs
     assert (inputs - start).abs().max() > 1 and (inputs >= low).all() and (inputs <= high).all()
+
+
+def test_an_aggregated_posterior_holds_copies() -> None:
+    mean, log_var = randn(5, 2), randn(5, 2, seed=2)
+    before = mean.clone()
+    AggregatedPosterior(mean, log_var).mean.zero_()
+    assert torch.equal(mean, before)
 
 
 @members_or_not
@@ -173,6 +191,8 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: VampPrior(ENCODER, INPUTS, 2, bounds=(1.0, 2.0)), "values from 0 to 0: widen the bounds"),
     (lambda: VampPrior(ENCODER, INPUTS + 3, 2, bounds=(1.0, 2.0)), "values from 3 to 3: widen the bounds"),
     (lambda: VampPrior(ENCODER, INPUTS, 2, bounds=(0.0, 0.0)), "low < high"),
+    (lambda: VampPrior(ENCODER, INPUTS * float("nan"), 2, bounds=(0.0, 1.0)), "values from nan"),
+    (lambda: VampPrior(ENCODER, INPUTS.long(), 2), "got torch.int64: convert them to float"),
     (lambda: VampPrior(ENCODER, INPUTS, 1).log_prob(Z[:, :1]), r"2 \* latent_dim = 2.*got 4: pass the VAE's"),
     (lambda: FlowPrior.realnvp(2, num_layers=0), "num_layers must be at least 1, got 0: use Standard"),
     (lambda: FlowPrior.maf(2, num_layers=-1), "num_layers must be at least 1, got -1"),

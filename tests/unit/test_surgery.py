@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from small_posteriors import CLOSE, F64, by_hand, draws, laplace, mixture, norma
 from torch import Tensor
 from torch.distributions import Laplace
 
+from dgm_course.nets import MLP
+from dgm_course.priors import MixturePrior
 from dgm_course.surgery import (
     ELBOSurgery,
     Estimate,
@@ -19,7 +22,9 @@ from dgm_course.surgery import (
     index_information,
     marginal_kl,
     mutual_information,
+    vae_surgery,
 )
+from dgm_course.vae import VAE, BernoulliDecoder
 
 # the terms --------------------------------------------------------------------------------------------------
 
@@ -243,3 +248,22 @@ def test_a_surgery_may_be_put_together_from_its_densities() -> None:
     rows = torch.randn(4, 3, 2, dtype=F64, generator=seeded())
     terms = ELBOSurgery(*rows)
     torch.testing.assert_close(terms.elbo, rows[3] + rows[2] - rows[0], **CLOSE)
+
+
+@pytest.mark.parametrize("members", [None, 3])
+def test_a_whole_vae_is_cut_under_its_own_prior(members: int | None) -> None:
+    """``vae_surgery`` at the same noise: encoder, decoder and prior of the model, also for held-out data."""
+    kind = {"members": members, "generator": seeded(1)}
+    encoder, decoder = MLP([6, 8, 4], **kind), BernoulliDecoder(MLP([2, 8, 6], **kind))
+    vae = VAE(encoder, decoder, 2, prior=MixturePrior(3, 2, **kind)).double()
+    x, held_out = ((torch.rand(n, 6, generator=seeded(n)) < 0.5).double() for n in (9, 5))
+    for data, components in ((x, None), (held_out, vae.encode(x))):
+        settings = {"components": components, "num_samples": 4}
+        found = vae_surgery(vae, data, generator=seeded(2), **settings)
+        by_hand = elbo_surgery(
+            *vae.encode(data), log_prior=vae.prior.log_prob, generator=seeded(2), **settings,
+            log_likelihood=partial(decoder.log_prob, data),
+        )  # fmt: skip
+        for name in ("kl", "mutual_information", "marginal_kl", "elbo"):
+            assert torch.equal(getattr(found, name), getattr(by_hand, name))
+    assert not torch.allclose(vae_surgery(vae, x).log_prior, elbo_surgery(*vae.encode(x)).log_prior)
