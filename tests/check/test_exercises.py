@@ -32,7 +32,8 @@ def test_a_right_answer_passes(exercise: Exercise) -> None:
 def test_a_check_is_light(exercise: Exercise) -> None:
     cases = exercise.draw(seed=0)
     assert len(cases) <= 60
-    assert all(torch.as_tensor(value).numel() <= 1000 for case in cases for value in case.arguments.values())
+    values = [value for case in cases for value in case.arguments.values() if not callable(value)]
+    assert all(torch.as_tensor(value).numel() <= 1000 for value in values)
 
 
 @each_exercise

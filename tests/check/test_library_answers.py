@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +150,81 @@ def test_every_exercise_of_lecture_03_knows_its_library_function() -> None:
     }
     for name, functions in answers.items():
         for answer in functions:
+            failed(answer, "it is your own work", getattr(check, name))
+
+
+def test_every_exercise_of_lecture_05_knows_its_library_function() -> None:
+    mixtures = pytest.importorskip("dgm_course.mixtures")
+    priors, surgery = pytest.importorskip("dgm_course.priors"), pytest.importorskip("dgm_course.surgery")
+    flows = pytest.importorskip("dgm_course.flows")
+    log_terms = pytest.importorskip("dgm_course.mixtures.differences").log_terms
+
+    def aggregate(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        return priors.AggregatedPosterior(mean, log_var).log_prob(z)
+
+    def aggregate_by_responsibilities(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        chance = mixtures.mixture_responsibilities(z, mean, log_var)[:, 0]
+        return gaussian_log_prob(z, mean[0], log_var[0]) - torch.log(chance * len(mean))
+
+    def information_by_responsibilities(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+        chances = mixtures.mixture_responsibilities(z, mean, log_var).diagonal(dim1=1, dim2=2)
+        return chances.log().mean() + math.log(len(mean))
+
+    def terms(z: Tensor, z_prior: Tensor, mean: Tensor, log_var: Tensor, ll: Tensor) -> tuple[Tensor, ...]:
+        log_q, log_p = gaussian_log_prob(z, mean, log_var), gaussian_log_prob(z, 0.0, 0.0)
+        parts = surgery.ELBOSurgery(log_q, mixtures.mixture_log_prob(z, mean, log_var), log_p, ll)
+        return parts.reconstruction.mean(), parts.mutual_information.mean(), parts.marginal_kl.mean()
+
+    def mog(z: Tensor, means: Tensor, log_vars: Tensor, logits: Tensor) -> Tensor:
+        prior = priors.MixturePrior(len(means), means.shape[1]).double()
+        prior.load_state_dict({"means": means, "log_vars": log_vars, "logits": logits})
+        return prior.log_prob(z).detach()
+
+    def vamp(z: Tensor, pseudo_inputs: Tensor, encoder: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+        net = Given(lambda u: torch.cat(encoder(u), -1))
+        return priors.VampPrior(net, pseudo_inputs, z.shape[1]).log_prob(z)
+
+    class Known(flows.Transform):
+        def __init__(self, transform: Any) -> None:  # noqa: ANN401
+            super().__init__()
+            self.transform = transform
+
+        def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            return self.transform(z)
+
+        def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            return self.transform.inverse(x)
+
+    answers = {
+        "aggregated_posterior_log_prob": [
+            mixtures.mixture_log_prob,
+            aggregate,
+            aggregate_by_responsibilities,
+        ],
+        "mutual_information": [
+            lambda z, m, s: surgery.mutual_information(m, s).mean,
+            lambda z, m, s: surgery.index_information(m, s).mean,
+            lambda z, m, s: (gaussian_log_prob(z, m, s) - mixtures.mixture_log_prob(z, m, s)).mean(),
+            information_by_responsibilities,
+        ],
+        "elbo_surgery": [
+            terms,
+            lambda z, zp, m, s, ll: (ll.mean(), surgery.mutual_information(m, s).mean,
+                                     surgery.marginal_kl(m, s).mean),
+        ],
+        "mog_log_prob": [
+            mog,
+            lambda z, m, s, a: mixtures.mixture_log_prob(z, m, s, torch.log_softmax(a, 0)),
+            lambda z, m, s, a: log_terms(z[None], m[None], s[None], a.log_softmax(0)[None]).logsumexp(2)[0],
+        ],
+        "vamp_prior_log_prob": [vamp, lambda z, u, encoder: mixtures.mixture_log_prob(z, *encoder(u))],
+        "flow_prior_log_prob": [
+            lambda z, t: priors.FlowPrior(Known(t), z.shape[1]).log_prob(z),
+            lambda z, t: flows.Flow(Known(t), z.shape[1]).log_prob(z),
+        ],
+    }  # fmt: skip
+    for name, functions in answers.items():
+        for answer in [*functions, getattr(check, name).reference]:
             failed(answer, "it is your own work", getattr(check, name))
 
 

@@ -119,7 +119,7 @@ def test_fitting_approaches_the_entropy_of_the_aggregated_posterior_from_above(d
         loss.backward()
         optimiser.step()
         slower.step()
-    assert min(gaps) > 0 and gaps[-1] < 0.1 * gaps[0]
+    assert min(gaps) > 0 and gaps[-1] < 0.5 * gaps[0]
 
 
 @pytest.mark.parametrize("name", ["vamp", "realnvp", "maf"])
