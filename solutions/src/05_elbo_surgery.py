@@ -57,7 +57,7 @@ from dgm_course.demos import beta_surgery, prior_choice
 from dgm_course.divergences import kl_divergence as KL
 from dgm_course.flows import InverseAutoregressiveFlow, MaskedAutoregressiveFlow, solve_sequentially
 from dgm_course.linear_gaussian import LinearGaussian
-from dgm_course.train import fit_many, minibatch
+from dgm_course.train import fit, fit_many, minibatch
 
 plots.use_style()
 torch.set_default_dtype(torch.float64)  # the oracles are exact to 1e-10; digits run in float32 below
@@ -394,10 +394,7 @@ ladder = train_ladder(8)
 
 # %%
 with torch.no_grad():
-    terms = surgery.elbo_surgery(
-        *ladder.encode(digits.train_x), num_samples=8, generator=torch.Generator().manual_seed(0),
-        log_likelihood=lambda z: ladder.decoder.log_prob(digits.train_x, z),
-    )  # fmt: skip
+    terms = surgery.vae_surgery(ladder, digits.train_x, num_samples=8, generator=torch.Generator().manual_seed(0))
 names = ("reconstruction", "mutual_information", "marginal_kl", "elbo")
 parts = {name: surgery.Estimate.of(getattr(terms, name)) for name in names}
 print("beta    reconstruction    information      marginal KL      ELBO          (nats; largest standard error "
@@ -594,7 +591,7 @@ def new_networks() -> tuple[torch.nn.Module, vae.BernoulliDecoder]:
     return nets.MLP([64, 128, 2 * LATENTS], **stack), vae.BernoulliDecoder(nets.MLP([LATENTS, 128, 64], **stack))
 
 
-def train(prior: priors.Prior | None, networks: tuple, steps: int = 600) -> tuple[vae.VAE, float]:
+def train(prior: priors.Prior | None, networks: tuple, steps: int = 500) -> tuple[vae.VAE, float]:
     """Train encoder, decoder and prior jointly on the ELBO; the seconds it took."""
     model = vae.VAE(*networks, LATENTS, prior=prior).float()
 
@@ -642,8 +639,8 @@ for name, log_prob in {"N(0, I)": standard.prior_log_prob, "q_agg": optimal.log_
 # Between "knows nothing" and "remembers everything" lie priors with parameters $\lambda$, fitted by the forward KL of S3:
 #
 # - a **mixture of Gaussians**, $\sum_k w_k\, \mathcal N(z; \mu_k, \mathrm{diag}\,\sigma_k^2)$, with all its parameters free;
-# - the **VampPrior** (Tomczak & Welling 2018), $\frac1K \sum_k q(z \mid u_k)$: the aggregated posterior of $K$ made-up data points, the
-#   *pseudo-inputs* $u_k$, which are learned. Variational mixture of posteriors;
+# - the **VampPrior** (*va*riational *m*ixture of *p*osteriors, Tomczak & Welling 2018), $\frac1K \sum_k q(z \mid u_k)$: the aggregated posterior of
+#   $K$ made-up data points, the *pseudo-inputs* $u_k$, which are learned;
 # - a **flow prior**, $\log p(z) = \log \mathcal N(f(z); 0, I) + \log|\det J_f(z)|$ (RealNVP, MAF: lecture 03).
 #
 # ### Exercise 4 · Mixture prior
@@ -711,8 +708,8 @@ print("hidden tests ran to the end: flow_prior_log_prob 2d68")
 # ### One frozen encoder, all priors
 #
 # > **Finding S5.** On the training data a mixture prior and a flow prior cannot end up with a larger marginal KL than $\mathcal N(0, I)$ at their
-# > optimum, for they contain it (all means 0 and variances 1; the identity map). A VampPrior does not contain it: with too few
-# > pseudo-inputs it is *worse*.
+# > optimum, for they contain it (all means 0 and variances 1; the identity map). A VampPrior need not contain it: with too few
+# > pseudo-inputs it can be *worse*.
 #
 # The encoder and the decoder of section 5 are frozen now; each prior is fitted to the codes alone. For comparison the two
 # priors that need no fitting: $\mathcal N(0, I)$ and $q_{agg}$. (Learning rates were chosen by the training objective.) **Predict first:** $q_{agg}$ overfits, as
@@ -727,19 +724,19 @@ def make_prior(kind: str, encoder: torch.nn.Module, codes: tuple | None = None) 
         if codes is not None:
             prior.start_from(*codes, stack["generator"])
         return prior
-    if kind == "VampPrior, K = 50":
-        start = digits.train_x[:50].expand(SEEDS, 50, 64)
-        return priors.VampPrior(encoder, start, LATENTS, bounds=(0.0, 1.0), members=SEEDS)
+    if kind.startswith("VampPrior"):
+        start, bounds = digits.train_x[:50].expand(SEEDS, 50, 64), (0.0, 1.0) if "[0, 1]" in kind else None
+        return priors.VampPrior(encoder, start, LATENTS, bounds=bounds, members=SEEDS)
     make = priors.FlowPrior.realnvp if kind.startswith("RealNVP") else priors.FlowPrior.maf
     return make(LATENTS, num_layers=4 if kind.startswith("RealNVP") else 2, **stack).float()
 
 
-KINDS = ("mixture, K = 50", "VampPrior, K = 50", "RealNVP, 4 layers", "MAF, 2 layers")
+KINDS = ("mixture, K = 50", "VampPrior, [0, 1]", "VampPrior, free", "RealNVP, 4 layers", "MAF, 2 layers")
 
 
 def fit_frozen(prior: priors.Prior, steps: int = 400) -> float:
     """Fit a prior to the frozen codes by its forward KL; the seconds it took."""
-    lr = {priors.MixturePrior: 0.03, priors.VampPrior: 0.2, priors.FlowPrior: 0.01}[type(prior)]
+    lr = 0.01 if isinstance(prior, priors.FlowPrior) else 0.2 if getattr(prior, "bounds", None) else 0.03
     return fit_many(lambda step, generator: priors.cross_entropy(prior, *train_codes, batch_size=128, generator=generator),
                     prior.own_parameters(), steps=steps, lr=lr, lr_decay_from=0.5, progress=False).seconds
 
@@ -748,15 +745,10 @@ def fit_frozen(prior: priors.Prior, steps: int = 400) -> float:
 @torch.no_grad()
 def measure(model: vae.VAE) -> dict[str, torch.Tensor]:
     """What we know of SEEDS VAEs, one number each (nats): averages over training or held-out digits."""
-    x, test_x, noise = digits.train_x, digits.test_x, torch.Generator().manual_seed(0)
-    settings = {"log_prior": model.prior_log_prob, "num_samples": 8, "generator": noise}
-    train = surgery.elbo_surgery(
-        *model.encode(x), log_likelihood=lambda z: model.decoder.log_prob(x, z), **settings
-    )
-    test = surgery.elbo_surgery(
-        *model.encode(test_x), log_likelihood=lambda z: model.decoder.log_prob(test_x, z), **settings
-    )
-    log_w = vae.importance_log_weights(model, test_x, num_samples=200, generator=noise)
+    settings = {"num_samples": 8, "generator": torch.Generator().manual_seed(0)}
+    train = surgery.vae_surgery(model, digits.train_x, **settings)
+    test = surgery.vae_surgery(model, digits.test_x, **settings)
+    log_w = vae.importance_log_weights(model, digits.test_x, **settings | {"num_samples": 200})
     values = {"information": train.mutual_information, "marginal KL": train.marginal_kl,
               "train ELBO": train.elbo, "held-out ELBO": test.elbo}
     averages = {name: value.mean((-2, -1)) for name, value in values.items()}
@@ -772,7 +764,7 @@ def print_row(name: str, found: dict[str, torch.Tensor], prior: priors.Prior | N
 HEADER = f"{'':18s}{'information':>14s}  {'marginal KL':>14s}  {'train ELBO':>14s}  {'held-out ELBO':>14s}  {'held-out L_200':>14s}  weights  seconds"
 
 # %%
-frozen = {"N(0, I)": measure(standard)}
+frozen, widths = {"N(0, I)": measure(standard)}, {}
 print(HEADER)
 print_row("N(0, I)", frozen["N(0, I)"], None, 0.0)
 for kind in KINDS:
@@ -780,62 +772,76 @@ for kind in KINDS:
     seconds = fit_frozen(prior)
     frozen[kind] = measure(vae.VAE(standard.encoder, standard.decoder, LATENTS, prior=prior))
     print_row(kind, frozen[kind], prior, seconds)
+    if kind.startswith("VampPrior"):
+        widths[kind] = prior.components()[1]
 frozen["q_agg, K = 1497"] = measure(vae.VAE(standard.encoder, standard.decoder, LATENTS, prior=optimal))
 print_row("q_agg, K = 1497", frozen["q_agg, K = 1497"], None, 0.0)
+widths = {name: (0.5 * log_var).exp().mean() for name, log_var in {"digits": train_codes[1], **widths}.items()}
+print("mean width of a posterior at " + ", ".join(f"{name}: {width:.2f}" for name, width in widths.items()))
 
 # %% [markdown]
 # Read it column by column. *Information* does not move: it is the encoder's. The *marginal KL* does, and the training ELBO by the same
 # amount, as S3 says. On training data nothing beats $q_{agg}$. On *held-out* digits, by the ELBO, the mixture of 50 draws level with
-# it, at a thirtieth of its components. The VampPrior gains nothing here: fifty posteriors of an encoder that was trained without it are too
-# narrow to cover its codes.
+# it, at a thirtieth of its components.
 #
-# The importance-weighted likelihood $\mathcal L_{200}$ (lecture 02) tells another story in two places. It puts $q_{agg}$ first, so the answer to the
-# prediction is: "overfits" does not mean "is worse". $q_{agg}$ loses more than half of its gain on the way to held-out data and is still among the best there;
-# what speaks against it is the price of a density. And by likelihood the VampPrior gains, too. The ELBO asks how well a prior fits the codes of
-# *this* $q$; the likelihood lets importance weights pick, among 200 codes, those that the prior likes.
+# So the answer to the prediction: "overfits" does not mean "is worse". $q_{agg}$ loses more than half of its gain on the way to held-out data and is
+# still among the best there; the importance-weighted likelihood $\mathcal L_{200}$ (lecture 02) even puts it first. What speaks against it is the
+# price of a density.
+#
+# The VampPrior comes twice, both with $K = 50$: with pseudo-inputs that stay pictures, in $[0, 1]$ as in the paper, and with free ones (the encoder
+# takes any numbers). As pictures they gain nothing here by the ELBO: the posteriors of pictures are narrow, and in this short training fifty of them do
+# not cover the codes of this encoder, which was trained without them. Free ones find inputs at which the encoder answers with wider posteriors (last line), and do
+# as well as the mixture. By likelihood both gain: the ELBO asks how well a prior fits the codes of *this* $q$, importance
+# weights pick, among 200 codes, those that the prior likes.
 #
 # (All learned priors had the same number of steps. *Weights* counts the prior's own parameters: $q_{agg}$ has none, it carries the data. The seconds are
 # for four priors at once.)
 #
 # ### Too few pseudo-inputs
 #
-# The same frozen encoder, with the number of components as the variable.
+# Here no encoder can help: 200 codes in the plane, and an encoder whose posteriors have the width 0.15 at *every* input.
 
 # %%
-counts = (1, 10, 50, 200)
-sweep = torch.zeros(2, len(counts), SEEDS)
-for column, K in enumerate(counts):
-    mixture = priors.MixturePrior(K, LATENTS, members=SEEDS, generator=torch.Generator().manual_seed(3)).float()
-    mixture.start_from(*train_codes, torch.Generator().manual_seed(4))
-    start = digits.train_x[:K].expand(SEEDS, K, 64)
-    vamp = priors.VampPrior(standard.encoder, start, LATENTS, bounds=(0.0, 1.0), members=SEEDS)
-    for row, prior in enumerate((mixture, vamp)):
-        fit_frozen(prior, steps=150)
+class FixedWidth(torch.nn.Module):
+    """q(z|u) = N(u, 0.15^2 I)."""
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return torch.cat([u, torch.full_like(u, 2 * math.log(0.15))], dim=-1)
+
+
+generator = torch.Generator().manual_seed(0)
+points = torch.randn(200, 2, generator=generator)
+codes = FixedWidth()(points).chunk(2, -1)
+counts, sweep = (3, 10, 30, 100), {"mixture": [], "VampPrior": []}
+for K in counts:
+    mixture, vamp = priors.MixturePrior(K, 2), priors.VampPrior(FixedWidth(), points[:K], 2)
+    mixture.start_from(*codes, generator)
+    for prior, row in zip((mixture, vamp), sweep.values(), strict=True):
+        fit(lambda step, generator, prior=prior: priors.cross_entropy(prior, *codes, generator=generator),
+            prior.own_parameters(), steps=400, lr=0.05, lr_decay_from=0.5, progress=False)
         with torch.no_grad():
-            kl = surgery.marginal_kl(*train_codes, prior.log_prob, generator=torch.Generator().manual_seed(0))
-        sweep[row, column] = kl.mean
-    print(f"K = {K:3d}   mixture {mean_se(sweep[0, column])}    VampPrior {mean_se(sweep[1, column])}")
-print(f"N(0, I)   {mean_se(frozen['N(0, I)']['marginal KL'])}")
+            row.append(surgery.marginal_kl(*codes, prior.log_prob, num_samples=64, generator=generator).mean.item())
+normal = surgery.marginal_kl(*codes, num_samples=64, generator=generator).mean.item()
 
 # %%
 fig, ax = plt.subplots(figsize=(8.6, 3.3))
-for values, label, color in zip(sweep, ("mixture", "VampPrior"), plots.PALETTE, strict=False):
-    ax.errorbar(counts, values.mean(-1), values.std(-1) / SEEDS**0.5, marker="o", capsize=4, color=color, label=label)
-plots.reference_line(ax, "N(0, I)", y=frozen["N(0, I)"]["marginal KL"].mean().item())
+for label, row in sweep.items():
+    ax.plot(counts, row, marker="o", label=label)
+    print(f"{label:10s}" + "   ".join(f"K = {K}: {value:6.3f}" for K, value in zip(counts, row, strict=True)))
+print(f"N(0, I)   {normal:.3f}")
+plots.reference_line(ax, "N(0, I)", y=normal)
 plots.log_axes(ax)
 ax.set_xticks(counts, [str(K) for K in counts])
-ax.set_yticks((0.5, 1, 2, 5, 10, 20), ("0.5", "1", "2", "5", "10", "20"))
 ax.set(xlabel="components or pseudo-inputs K", ylabel="marginal KL (nats)", title="A VampPrior needs enough pseudo-inputs")
 ax.legend()
 plots.show(fig, alt=(
     "Marginal KL on training data against the number of components: the mixture lies below N(0, I) for every number, "
-    "the VampPrior far above it for 1 and 10 pseudo-inputs and below it for 200"
+    "the VampPrior at nats for few pseudo-inputs and below N(0, I) only for many"
 ))
 
 # %% [markdown]
-# *What you see:* the mixture does no worse than $\mathcal N(0, I)$ with a single component, which can correct mean and scale, where there is
-# hardly anything to correct; more components gain. The VampPrior starts far above the line: its components are as narrow as the encoder's
-# posteriors, and a few of those cover almost nothing. On this frozen encoder it takes more than fifty to break even.
+# *What you see:* the mixture is never worse than $\mathcal N(0, I)$, even with three components: it chooses its widths. The VampPrior cannot: ten narrow heaps
+# leave most of the 200 codes in the dark, and it takes many to break even.
 #
 # ### Trained jointly
 #
@@ -855,31 +861,31 @@ for kind in KINDS:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10.6, 3.4), sharey=True)
-short = ("N(0, I)", "mixture", "VampPrior", "RealNVP", "MAF")
+short = ("N(0, I)", "mixture", "Vamp\n[0, 1]", "Vamp\nfree", "RealNVP", "MAF")
 for ax, name, title in zip(axes, ("held-out ELBO", "held-out L_200"), ("Held-out ELBO", "Held-out log-likelihood (L_200)"), strict=True):
     for table, label, color in ((frozen, "frozen encoder", plots.PALETTE[0]), (joint, "trained jointly", plots.PALETTE[1])):
         gain = torch.stack([table[kind][name] - frozen["N(0, I)"][name] for kind in joint])
         shift = -0.1 if table is frozen else 0.1
-        ax.errorbar(torch.arange(5) + shift, gain.mean(-1), gain.std(-1) / SEEDS**0.5, fmt="o", capsize=4, color=color, label=label)
+        ax.errorbar(torch.arange(6) + shift, gain.mean(-1), gain.std(-1) / SEEDS**0.5, fmt="o", capsize=4, color=color, label=label)
     plots.reference_line(ax, y=0.0)
-    ax.set_xticks(range(5), short)
+    ax.set_xticks(range(6), short)
     ax.set(title=title)
 axes[0].set_ylabel("gain over N(0, I)  (nats)")
 axes[0].legend(loc="center left")
 plots.show(fig, alt=(
     "Gain in held-out ELBO and likelihood over the standard normal prior for mixture, VampPrior, RealNVP and MAF: trained "
-    "jointly all gain about half a nat, on a frozen encoder less, and the VampPrior's ELBO not at all"
+    "jointly all gain about half a nat, on a frozen encoder less, and the ELBO of a VampPrior with pictures not at all"
 ))
 
 # %% [markdown]
-# *What you see:* trained jointly every prior does better, by either yardstick. The VampPrior has most to gain: now the encoder comes to meet it
-# and learns posteriors that cover one another. With eight latents and 1497 digits the smallest prior, the mixture, is
+# *What you see:* trained jointly every prior does better, by either yardstick. The VampPrior with pictures has most to gain: now the encoder comes to
+# meet it and learns posteriors that cover one another. With eight latents and 1497 digits the smallest prior, the mixture, is
 # hard to beat. The papers find VampPrior and flows ahead at a larger scale; these four seeds neither show that nor contradict it.
 #
 # ### What the pseudo-inputs look like
 
 # %%
-vamp = nets.member(models["VampPrior, K = 50"], 0)
+vamp = nets.member(models["VampPrior, [0, 1]"], 0)
 with torch.no_grad():
     chosen = vamp.prior.pseudo_inputs[:12]
     centre, spread = (value[:12] for value in vamp.prior.components())
@@ -892,7 +898,7 @@ plots.show(fig, alt="Top row: twelve learned pseudo-inputs, most like frayed dig
 
 # %% [markdown]
 # *What you see:* nobody asked the pseudo-inputs to look like digits, only to have useful posteriors. In this short training they stay
-# close to the digits from which they started, a little frayed. Down each column the samples agree with one another: a
+# close to the digits from which they started, a little frayed. Down most columns the samples agree with one another: a
 # pseudo-input stands for one heap of codes, so a VampPrior can be asked for samples *like this one*.
 #
 # ### Live: choose the prior
@@ -993,7 +999,7 @@ for name, (density, sample) in ways.items():
 # - The prior enters the ELBO as a forward KL: fitting it is density estimation on codes.
 # - The optimal prior is the aggregated posterior. It gains exactly the marginal KL on training data, much less on held-out data, and costs $n$ Gaussians a
 #   density. Leaving out each point's own posterior predicts the held-out gain.
-# - Mixtures, VampPriors and flows give most of the held-out gain at a small price. A VampPrior with too few pseudo-inputs is worse than no learning at all.
+# - Mixtures, VampPriors and flows give most of the held-out gain at a small price. A VampPrior with too few pseudo-inputs can be worse than no learning at all.
 # - A prior needs a fast density: MAF or RealNVP, not IAF.
 #
 # ## References
