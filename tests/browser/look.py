@@ -75,6 +75,7 @@ class DemoCard:
         page = notebook.page
         self.area: Locator = page.locator(".jp-Cell-outputArea", has=page.locator(".dgm-demo")).nth(position)
         self.handles = self.area.locator(".noUi-handle")
+        self.choices = self.area.locator(".widget-toggle-buttons button")
         self.name = self._numbers_box().get_attribute("data-demo")
 
     def _numbers_box(self) -> Locator:
@@ -102,11 +103,22 @@ class DemoCard:
         self.notebook.page.wait_for_function(_ANSWERED, arg=[area, before], timeout=15_000)
         return area.evaluate("area => area.answered - area.pressed")
 
+    def choose(self, index: int) -> bool:
+        """Press one of the choices and wait for picture and numbers; False if it was pressed already."""
+        button = self.choices.nth(index)
+        if "mod-active" in button.get_attribute("class").split():
+            return False
+        self._click(button)
+        return True
+
     def reset(self) -> None:
         """Press the demo's button and wait for picture and numbers."""
+        self._click(self.area.get_by_role("button", name="Reset"))
+
+    def _click(self, button: Locator) -> None:
         area = self.area.element_handle()
         before = area.evaluate(_STOPWATCH)
-        self.area.get_by_role("button", name="Reset").click()
+        button.click()
         self.notebook.page.wait_for_function(_ANSWERED, arg=[area, before], timeout=15_000)
 
 

@@ -19,7 +19,7 @@ import nbformat
 import pytest
 
 from .lab import Lab, NotebookPage
-from .look import answer, demo_cards, exercises, in_kernel, pictures, printed
+from .look import DemoCard, answer, demo_cards, exercises, in_kernel, pictures, printed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -85,7 +85,7 @@ EXPECTED = {
         exercise="mog_log_prob",
         wrong="def mog_log_prob(z, means, log_vars, logits):\n"
         "    return torch.logsumexp(logits + gaussian.gaussian_log_prob(z[:, None], means, log_vars), -1)",
-        hint="normalis",
+        hint="have to sum to 1 first",
     ),
 }
 
@@ -145,7 +145,7 @@ def check_exercises(notebook: NotebookPage, lecture: str) -> None:
 
 
 def check_demos(notebook: NotebookPage, demos: dict[str, str]) -> None:
-    """Move every slider of every demo by a key: picture and numbers follow and are the library's."""
+    """Move every slider by a key, press every choice: picture and numbers follow and are the library's."""
     cards = demo_cards(notebook)
     assert [card.name for card in cards] == list(demos)
     for card in cards:
@@ -156,10 +156,22 @@ def check_demos(notebook: NotebookPage, demos: dict[str, str]) -> None:
             assert card.values() != values
             assert card.numbers() != numbers
             assert (card.picture() == picture) is False  # no diff of two pictures on failure
-        library = in_kernel(notebook, f"(lambda values: {demos[card.name]})({card.values()!r})")
-        assert card.numbers() == library
+        check_numbers(notebook, card, demos[card.name])
+        for choice in range(card.choices.count()):
+            picture = card.picture()
+            if card.choose(choice):
+                assert (card.picture() == picture) is False
+                check_numbers(notebook, card, demos[card.name])
         card.reset()
-        assert card.values() == pytest.approx(start, rel=1e-6)  # the page computes the steps in its own way
+        end = card.values()  # the page computes a slider's steps in its own way
+        assert end.keys() == start.keys()
+        for name, value in start.items():
+            assert end[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-6))
+
+
+def check_numbers(notebook: NotebookPage, card: DemoCard, library: str) -> None:
+    """What the card shows is what the library computes from the same values, in the notebook's kernel."""
+    assert card.numbers() == in_kernel(notebook, f"(lambda values: {library})({card.values()!r})")
 
 
 @pytest.mark.browser
