@@ -280,3 +280,6 @@ def test_refused_samples() -> None:
         mixture_sample(2, MEANS, 0.0, torch.zeros(4))
     with pytest.raises(ValueError, match="means must be"):
         mixture_sample(2, torch.zeros(3), 0.0)
+    for nothing in (-math.inf, math.nan):
+        with pytest.raises(ValueError, match="leave some component a weight"):
+            mixture_sample(2, MEANS, 0.0, torch.full_like(MEANS[:, 0], nothing))
