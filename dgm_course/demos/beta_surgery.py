@@ -221,8 +221,9 @@ def describe(surgery: Surgery) -> str:
 
 
 TRY_THIS = (
-    "**Try:** start at the left. The posteriors hardly overlap, so that I_q[x, z] is near its cap log n, and "
-    "q_agg is dust far beyond the prior's circles: samples of the prior fall into holes. Raise β: "
+    "**Try:** start at the left. The posteriors overlap little, I_q[x, z] is at its largest, yet below its "
+    "cap log n: two latents are too few for it. And q_agg is dust far beyond the prior's circles: samples of "
+    "the prior fall into holes. Raise β: "
     "KL(q_agg ‖ p) falls long before the information does. Where do the digits merge, where does all "
     "collapse? Where is the ELBO best, and is the marginal KL zero there? A better prior gains what is left."
 )

@@ -115,8 +115,8 @@ mog_log_prob.misconceptions(
                 "The weights were added to log-densities as they are. A density is multiplied by its weight: "
                 "what becomes of that in logarithms?"),
     weights_times_logs=(lambda z, m, s, a: torch.logsumexp(torch.softmax(a, 0) * table(z, m, s), 1),
-                        "Weights multiply densities, not log-densities: as a factor they belong inside the "
-                        "exponential's reach, as a logarithm they are added."),
+                        "A weight multiplies a density. In logarithms its logarithm is added, inside the "
+                        "logsumexp."),
     log_of_logits=(_with(lambda a: a.log()),
                    "A logarithm was taken of the logits. They are logarithms already, but for a constant, "
                    "and may be negative."),
