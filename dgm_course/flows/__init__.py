@@ -20,12 +20,14 @@ from dgm_course.flows.base import Compose, Flow, Inverse, Transform
 from dgm_course.flows.conv1x1 import InvertibleConv1x1
 from dgm_course.flows.coupling import AdditiveCoupling, AffineCoupling, soft_clamp
 from dgm_course.flows.elementwise import FixedAffine, Permutation, Sigmoid
+from dgm_course.flows.fixed_linear import FixedLinear
 from dgm_course.flows.glow import Glow, OnFirstChannels, Squeezed, glow_transform
 from dgm_course.flows.inversion import solve_autoregressive, solve_by_sweeps, solve_sequentially
 from dgm_course.flows.masks import alternating_mask, channel_mask, checkerboard_mask, half_mask
 from dgm_course.flows.objectives import likelihood_term, reverse_kl
 from dgm_course.flows.planar import PlanarFlow, constrained_u, planar, planar_inverse
 from dgm_course.flows.radial import RadialFlow, radial, radial_inverse
+from dgm_course.flows.stacks import autoregressive_transform, realnvp_transform
 from dgm_course.flows.sylvester import SylvesterFlow, sylvester, sylvester_inverse
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "AffineCoupling",
     "Compose",
     "FixedAffine",
+    "FixedLinear",
     "Flow",
     "Glow",
     "Inverse",
@@ -49,6 +52,7 @@ __all__ = [
     "SylvesterFlow",
     "Transform",
     "alternating_mask",
+    "autoregressive_transform",
     "channel_mask",
     "checkerboard_mask",
     "constrained_u",
@@ -61,6 +65,7 @@ __all__ = [
     "planar_inverse",
     "radial",
     "radial_inverse",
+    "realnvp_transform",
     "reverse_kl",
     "soft_clamp",
     "solve_autoregressive",

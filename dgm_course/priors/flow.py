@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dgm_course.flows import (
-    AffineCoupling,
-    Compose,
-    Flow,
-    InverseAutoregressiveFlow,
-    MaskedAutoregressiveFlow,
-    Permutation,
-    Transform,
-    alternating_mask,
-)
-from dgm_course.nets import MLP, MaskedMLP, members_of
+from dgm_course.flows import Flow, Transform, autoregressive_transform, realnvp_transform
+from dgm_course.nets import members_of
 from dgm_course.priors.base import Prior, check_count
-
-AUTOREGRESSIVE = {"maf": MaskedAutoregressiveFlow, "iaf": InverseAutoregressiveFlow}
 
 
 class FlowPrior(Prior):
@@ -45,15 +34,14 @@ class FlowPrior(Prior):
         generator: torch.Generator | None = None,
     ) -> FlowPrior:
         """Affine couplings with alternating masks and two-layer conditioners; starts as N(0, I)."""
-        _check_layers(num_layers)
-        layers = []
-        for index in range(num_layers):
-            mask = alternating_mask(latent_dim, first=index % 2 == 0)
-            kept = int(mask.sum())
-            sizes = [kept, hidden, hidden, 2 * (latent_dim - kept)]
-            net = MLP(sizes, members=members, generator=generator)
-            layers.append(AffineCoupling(mask, _silent(net, net.layers[-1])))
-        return cls(Compose(layers), latent_dim)
+        transform = realnvp_transform(
+            latent_dim,
+            num_layers=num_layers,
+            hidden=(hidden, hidden),
+            members=members,
+            generator=generator,
+        )
+        return cls(transform, latent_dim)
 
     @classmethod
     def maf(
@@ -91,14 +79,15 @@ class FlowPrior(Prior):
         members: int | None,
         generator: torch.Generator | None,
     ) -> FlowPrior:
-        _check_layers(num_layers)
-        layers: list[Transform] = []
-        for index in range(num_layers):
-            net = MaskedMLP(latent_dim, [hidden, hidden], 2, members=members, generator=generator)
-            if index:
-                layers.append(Permutation.reverse(latent_dim))
-            layers.append(AUTOREGRESSIVE[kind](_silent(net, net.layers[-1])))
-        return cls(Compose(layers), latent_dim)
+        transform = autoregressive_transform(
+            kind,
+            latent_dim,
+            num_layers=num_layers,
+            hidden=(hidden, hidden),
+            members=members,
+            generator=generator,
+        )
+        return cls(transform, latent_dim)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log p(z)``, through the flow's ``inverse``."""
@@ -117,15 +106,3 @@ class FlowPrior(Prior):
         shape = (self.members, n, self.latent_dim)
         noise = torch.randn(shape, generator=generator, dtype=reference.dtype, device=reference.device)
         return self.flow.transform(noise)[0]
-
-
-def _silent(net: nn.Module, last: nn.Module) -> nn.Module:
-    """A conditioner that starts by saying nothing: no shift, log-scale 0."""
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return net
-
-
-def _check_layers(num_layers: int) -> None:
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}: use StandardNormalPrior")

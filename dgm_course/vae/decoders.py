@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dgm_course.gaussian import gaussian_log_prob, gaussian_sample
 from dgm_course.nets import Stackable, members_of
+from dgm_course.pixel_models import categorical_log_prob, categorical_sample
 
 
 class Decoder(Stackable):
@@ -117,7 +118,7 @@ class CategoricalDecoder(Decoder):
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """``sum_j log p(x_j | z)``: batch shape, nats."""
         logits = self.logits(z)
-        return _categorical_log_prob(self._align(x, logits, 2), logits).sum(-1)
+        return categorical_log_prob(self._align(x, logits, 2), logits).sum(-1)
 
     def mean(self, z: Tensor) -> Tensor:
         """Mean level ``sum_l l p(l | z)`` of every pixel: ``(..., m)``."""
@@ -126,7 +127,7 @@ class CategoricalDecoder(Decoder):
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Levels, in the dtype of the logits: ``(..., m)``."""
-        return _categorical_sample(self.logits(z), generator)
+        return categorical_sample(self.logits(z), generator)
 
 
 class AutoregressiveDecoder(Decoder):
@@ -159,7 +160,7 @@ class AutoregressiveDecoder(Decoder):
         x = self._align(x, logits, 2)
         if logits.shape[-1] == 1:
             return _bernoulli_log_prob(x, logits.squeeze(-1)).sum(-1)
-        return _categorical_log_prob(x, logits).sum(-1)
+        return categorical_log_prob(x, logits).sum(-1)
 
     @torch.no_grad()
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -171,7 +172,7 @@ class AutoregressiveDecoder(Decoder):
             if logits.shape[-1] == 1:
                 x[..., j] = torch.bernoulli(torch.sigmoid(logits.squeeze(-1)), generator=generator)
             else:
-                x[..., j] = _categorical_sample(logits, generator)
+                x[..., j] = categorical_sample(logits, generator)
         return x
 
 
@@ -184,28 +185,6 @@ def _bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
         )
     logits, x = torch.broadcast_tensors(logits, x.to(logits.dtype))
     return -nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
-
-
-def _categorical_log_prob(x: Tensor, logits: Tensor) -> Tensor:
-    """Log-softmax of ``logits (..., L)`` at the levels ``x (...)``; batch dimensions broadcast."""
-    num_levels = logits.shape[-1]
-    levels = x.long()
-    whole = torch.equal(levels.to(x.dtype), x)
-    if x.numel() and (levels.min() < 0 or levels.max() >= num_levels or not whole):
-        raise ValueError(
-            f"x must hold the levels 0, ..., {num_levels - 1}, got values from {float(x.min()):g} to "
-            f"{float(x.max()):g}: pass whole numbers, not divided by the number of levels"
-        )
-    log_p = torch.log_softmax(logits, dim=-1)
-    shape = torch.broadcast_shapes(levels.shape, log_p.shape[:-1])
-    index = levels.expand(shape).unsqueeze(-1)
-    return log_p.expand(*shape, num_levels).gather(-1, index).squeeze(-1)
-
-
-def _categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    probabilities = torch.softmax(logits, dim=-1).flatten(0, -2)  # (N, L)
-    drawn = torch.multinomial(probabilities, 1, generator=generator)  # (N, 1)
-    return drawn.reshape(logits.shape[:-1]).to(logits.dtype)
 
 
 def _checked_levels(num_levels: int) -> int:

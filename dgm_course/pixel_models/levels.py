@@ -1,0 +1,32 @@
+"""The categorical distribution over levels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def categorical_log_prob(y: Tensor, logits: Tensor) -> Tensor:
+    """Log-softmax of ``logits (..., L)`` at the levels ``y (...)``, in nats; batch dimensions broadcast.
+
+    ``y`` holds 0, ..., L - 1, as integers or as floats. Ledger D3. Raises ``ValueError`` for other values.
+    """
+    num_levels = logits.shape[-1]
+    levels = y.long()
+    whole = torch.equal(levels.to(y.dtype), y)
+    if y.numel() and (levels.min() < 0 or levels.max() >= num_levels or not whole):
+        raise ValueError(
+            f"x must hold the levels 0, ..., {num_levels - 1}, got values from {float(y.min()):g} to "
+            f"{float(y.max()):g}: pass whole numbers, not divided by the number of levels"
+        )
+    log_p = torch.log_softmax(logits, dim=-1)
+    shape = torch.broadcast_shapes(levels.shape, log_p.shape[:-1])
+    index = levels.expand(shape).unsqueeze(-1)
+    return log_p.expand(*shape, num_levels).gather(-1, index).squeeze(-1)
+
+
+def categorical_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A level for each of ``logits (..., L)``: ``(...)``, in the logits' dtype. Ledger D3."""
+    probabilities = torch.softmax(logits, dim=-1).flatten(0, -2)  # (N, L)
+    drawn = torch.multinomial(probabilities, 1, generator=generator)  # (N, 1)
+    return drawn.reshape(logits.shape[:-1]).to(logits.dtype)
