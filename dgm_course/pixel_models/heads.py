@@ -64,8 +64,8 @@ class Head(abc.ABC):
     def _one_channel(self) -> None:
         if self.channels != 1:
             raise ValueError(
-                f"this is defined for one channel, and the head has {self.channels}: the channels of a colour "
-                "pixel depend on one another, so use log_prob or sample"
+                f"this is defined for one channel, and the head has {self.channels}: the channels of a "
+                "colour pixel depend on one another, so use log_prob or sample"
             )
 
 
