@@ -4,9 +4,9 @@ A logistic distribution has the cumulative distribution function ``F(x) = sigmoi
 in levels (the spacing of neighbouring pixel values is 1), ``log_scale = log s`` likewise. Ledger D2, D3.
 """
 
+from dgm_course.logistic_mixture.components import discretized_logistic_log_prob
 from dgm_course.logistic_mixture.continuous import logistic_log_prob, logistic_mixture_log_prob
 from dgm_course.logistic_mixture.discretized import (
-    discretized_logistic_log_prob,
     discretized_logistic_mixture_log_prob,
     rgb_logistic_mixture_log_prob,
 )

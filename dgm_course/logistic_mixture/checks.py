@@ -26,6 +26,33 @@ def check_levels(y: Tensor, num_levels: int) -> None:
         )
 
 
+def check_constant_levels(y: Tensor, num_levels: int) -> None:
+    """As :func:`check_levels`; and ``ValueError`` if y is waiting for a gradient, which it does not get."""
+    if y.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "y holds levels, for which there is no gradient, but it requires one: pass y.detach(), or, to "
+            "move levels continuously, write the mixture with discretized_logistic_log_prob"
+        )
+    check_levels(y, num_levels)
+
+
+def check_colour(y: Tensor) -> None:
+    """``ValueError`` unless y is ``(..., 3)``."""
+    if y.dim() == 0 or y.shape[-1] != 3:
+        raise ValueError(
+            f"y must hold three channels in its last dimension, got {tuple(y.shape)}: for one channel use "
+            "the function without rgb, and move the channels of pictures (B, 3, H, W) last"
+        )
+
+
+def check_device(y: Tensor, *parameters: Tensor) -> None:
+    """``ValueError`` unless all are on y's device."""
+    others = {str(tensor.device) for tensor in parameters} - {str(y.device)}
+    if others:
+        names = ", ".join(sorted(others))
+        raise ValueError(f"y is on {y.device}, parameters are on {names}: move one to the other's device")
+
+
 def check_components(logits: Tensor, mean: Tensor, log_scale: Tensor) -> None:
     """``ValueError`` unless the last dimension of all three is the same K >= 1."""
     sizes = {tensor.shape[-1] if tensor.dim() else 0 for tensor in (logits, mean, log_scale)}

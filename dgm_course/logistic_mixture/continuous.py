@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 
 def logistic_log_prob(x: Tensor, mean: Tensor | float, log_scale: Tensor | float) -> Tensor:
@@ -14,7 +14,7 @@ def logistic_log_prob(x: Tensor, mean: Tensor | float, log_scale: Tensor | float
     """
     log_scale = torch.as_tensor(log_scale, dtype=x.dtype, device=x.device)
     z = (x - mean) * torch.exp(-log_scale)
-    return -softplus(z) - softplus(-z) - log_scale
+    return logsigmoid(z) + logsigmoid(-z) - log_scale
 
 
 def logistic_mixture_log_prob(x: Tensor, logits: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dgm_course.logistic_mixture.checks import check_components, check_levels, check_num_levels, check_rgb
-from dgm_course.logistic_mixture.discretized import coupled_means, discretized_logistic_log_prob
+from dgm_course.logistic_mixture.checks import (
+    check_colour,
+    check_components,
+    check_levels,
+    check_num_levels,
+    check_rgb,
+)
+from dgm_course.logistic_mixture.components import coupled_means, discretized_logistic_log_prob
 
 
 def discretized_logistic_mixture_mean(
@@ -31,6 +37,7 @@ def rgb_logistic_mixture_mean(
     earlier channels moves the means *and* the weights of the components. ``y``'s blue entry is not read.
     Ledger D3. Raises ``ValueError`` for a y that is no level and for parameters that do not fit.
     """
+    check_colour(y)
     check_levels(y, num_levels)
     check_rgb(logits, mean, log_scale, coefficients)
     means = coupled_means(y, mean, coefficients, num_levels)  # (..., 3, K)
