@@ -98,6 +98,20 @@ def conv1x1(num_channels: int, **kind: object) -> Make:
     return lambda g: flows.InvertibleConv1x1(num_channels, generator=g, **kind)
 
 
+def fixed_linear(num_dims: int) -> Make:
+    shape = (num_dims, num_dims)
+    return lambda g: flows.FixedLinear(torch.randn(shape, generator=g).double(), torch.arange(num_dims))
+
+
+def whitening(num_dims: int) -> Make:
+    mix = torch.linspace(-1.0, 2.0, num_dims * num_dims).double().reshape(num_dims, num_dims).cos()
+    return lambda g: flows.FixedLinear.whitening(5 + torch.randn(40, num_dims, generator=g).double() @ mix)
+
+
+def realnvp(num_dims: int) -> Make:
+    return lambda g: flows.realnvp_transform(num_dims, num_layers=3, hidden=[8], generator=g)
+
+
 def mixed(g: torch.Generator) -> flows.Compose:
     """Several kinds, one behind the other, one of them turned round."""
     return flows.Compose([
@@ -109,6 +123,7 @@ def mixed(g: torch.Generator) -> flows.Compose:
     ])  # fmt: skip
 
 
+MIXING = torch.tensor([[0.5, -1.0], [2.0, 1.5]], dtype=torch.float64)
 CHECKERBOARD = flows.checkerboard_mask(2, 3)
 
 ZOO = [
@@ -142,6 +157,11 @@ ZOO = [
     Entry("permutation of channels", lambda g: flows.Permutation([2, 0, 1], event_dims=3), (3, 2, 1)),
     Entry("fixed affine", lambda g: flows.FixedAffine(torch.ones(2), torch.tensor([-0.5, 2.0])), (2,)),
     Entry("fixed affine, images", lambda g: flows.FixedAffine(8.0, 4.0, event_dims=3), (1, 2, 3)),
+    Entry("fixed linear", lambda g: flows.FixedLinear(MIXING, MIXING[0]), (2,)),
+    Entry("fixed linear 3", fixed_linear(3), (3,)),
+    Entry("whitening", whitening(2), (2,)),
+    Entry("RealNVP in one call", realnvp(2), (2,), spread=0.15),
+    Entry("RealNVP in one call, 5", realnvp(5), (5,), spread=0.15),
     Entry("sigmoid", lambda g: flows.Sigmoid(), (2,), unit=True),
     Entry("sigmoid, images", lambda g: flows.Sigmoid(event_dims=3), (1, 2, 2), unit=True),
     Entry("composition", mixed, (2,)),

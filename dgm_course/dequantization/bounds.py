@@ -2,7 +2,8 @@
 
 ``log_prob`` is any function ``x (..., m) -> (...)`` that gives log p(x) in nats, x being levels plus noise.
 For a density of scaled data put the scale into it (``flows.FixedAffine``), or account for it by
-:func:`bits_per_dim`.
+:func:`bits_per_dim`. A stack of E densities needs a y for each, ``y.expand(E, B, m)``, or a dequantizer that
+is a stack as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def dequantize(y: Tensor, u: Tensor) -> Tensor:
     """``x = y + u``, kept inside the bin ``[y, y + 1)``, in u's dtype; y and u broadcast.
 
     The sum of a level and a number just below 1 can round up to the next level, which belongs to another
-    bin: there the result is the largest float below y + 1. Gradients reach u as they are. Ledger D4.
+    bin: there the result is the largest float below y + 1. Gradients reach u as they are, there too.
+    ``u`` lies in [0, 1), as a dequantizer's does; that is not checked. Ledger D4.
     """
     level = y.to(u.dtype)
     x = level + u
@@ -42,10 +44,19 @@ def dequantization_log_weights(
 ) -> Tensor:
     """``log p(y + u_k) - log q(u_k|y)``, ``u_k ~ q(u|y)``: ``y (..., B, m)`` gives ``(..., K, B)``, nats.
 
-    ``E exp`` of each is P(y). The three bounds are averages of these, in two ways. Ledger D5, D6.
+    ``E exp`` of each is P(y). The three bounds are averages of these, in two ways. Ledger D5, D6. Raises
+    ``ValueError`` without samples, for a y that is not ``(..., B, m)``, and if ``log_prob`` gives another
+    shape than ``(..., K, B)``.
     """
     u, log_q = dequantizer.rsample(y, num_samples, generator=generator)  # (..., K, B, m), (..., K, B)
-    return log_prob(dequantize(y.unsqueeze(-3), u)) - log_q
+    x = dequantize(y.unsqueeze(-3), u)
+    log_p = log_prob(x)
+    if log_p.shape[-2:] != x.shape[-3:-1]:
+        raise ValueError(
+            f"log_prob must give one number for each x, {tuple(x.shape[:-1])} for {tuple(x.shape)}, got "
+            f"{tuple(log_p.shape)}: sum over the dimensions (torch.distributions.Independent does)"
+        )
+    return log_p - log_q
 
 
 def uniform_bound(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
-from dgm_course.dequantization.noise import Dequantizer, check_inside, sample_shape, uniform_noise
+from dgm_course.dequantization.noise import (
+    Dequantizer,
+    check_inside,
+    check_levels,
+    sample_shape,
+    uniform_noise,
+)
 from dgm_course.flows import Sigmoid, Transform, autoregressive_transform, realnvp_transform
 from dgm_course.nets import MLP, members_of
 from dgm_course.numerics import sum_except_batch
@@ -22,7 +28,7 @@ class VariationalDequantizer(Dequantizer):
     (``members=E``) as in :class:`Dequantizer`.
 
     Ledger D5, D8; Ho et al. 2019, "Flow++". Raises ``ValueError`` for ``num_levels < 2`` or a transform of
-    images.
+    images; the methods, for a y that is no level.
     """
 
     def __init__(self, transform: Transform, context: nn.Module, num_levels: int) -> None:
@@ -50,7 +56,12 @@ class VariationalDequantizer(Dequantizer):
         members: int | None = None,
         generator: torch.Generator | None = None,
     ) -> VariationalDequantizer:
-        """Affine couplings with alternating masks; starts uniform. For m >= 2 dimensions."""
+        """Affine couplings with alternating masks; starts uniform. ``ValueError`` for ``num_dims < 2``."""
+        if num_dims < 2:
+            raise ValueError(
+                f"couplings need num_dims >= 2, got {num_dims}: one entry moves another; use "
+                "VariationalDequantizer.autoregressive"
+            )
         transform = realnvp_transform(
             num_dims,
             num_layers=num_layers,
@@ -91,27 +102,35 @@ class VariationalDequantizer(Dequantizer):
         self, y: Tensor, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """``u (..., n, B, m)`` and ``log q(u|y) (..., n, B)``, in the dtype of the networks."""
-        reference = next(self.parameters())
         shape = sample_shape(y, num_samples, self.members)
-        epsilon = torch.logit(uniform_noise(shape, like=reference, generator=generator))
-        z, log_det = self.transform(epsilon, self._conditions(y))
+        conditions = self._conditions(y)
+        epsilon = torch.logit(uniform_noise(shape, like=conditions, generator=generator))
+        z, log_det = self.transform(epsilon, conditions)
         u, squash_log_det = self.squash(z)
         return u, _logistic_log_prob(epsilon) - log_det - squash_log_det
 
     def log_prob(self, u: Tensor, y: Tensor) -> Tensor:
-        """``log q(u|y)``, through the flow's ``inverse``; ``ValueError`` for u outside the open unit cube."""
+        """``log q(u|y)``, through the flow's ``inverse``; ``ValueError`` for u outside the open unit cube.
+
+        A stack takes ``u (E, n, B, m)``, or ``u (n, B, m)`` for all members. Very close to 1 a float32 u says
+        little about the z that it came from: there :meth:`rsample`'s own ``log_q`` is the accurate one.
+        """
         check_inside(u)
+        if self.members is not None and u.dim() == 3:
+            u = u.expand(self.members, *u.shape)
         z, squash_log_det = self.squash.inverse(u)
         epsilon, log_det = self.transform.inverse(z, self._conditions(y))
         return _logistic_log_prob(epsilon) + log_det + squash_log_det
 
     def _conditions(self, y: Tensor) -> Tensor:
         """What the networks know of y, with a dimension for the samples: ``(..., 1, B, c)``."""
-        dtype = next(self.parameters()).dtype
+        check_levels(y, self.num_levels)
+        default = y if y.is_floating_point() else torch.empty(0)
+        dtype = next(self.parameters(), default).dtype
         centred = (y.to(dtype) + 0.5) * (2.0 / self.num_levels) - 1.0
         return self.context(centred).unsqueeze(-3)
 
 
 def _logistic_log_prob(epsilon: Tensor) -> Tensor:
     """Of a vector of independent standard logistic entries: ``(..., m) -> (...)``."""
-    return sum_except_batch(-softplus(epsilon) - softplus(-epsilon), epsilon.dim() - 1)
+    return sum_except_batch(logsigmoid(epsilon) + logsigmoid(-epsilon), epsilon.dim() - 1)

@@ -124,7 +124,7 @@ class Sigmoid(Transform):
         return z, -self._log_slope(z)
 
     def _log_slope(self, z: Tensor) -> Tensor:
-        slopes = -nn.functional.softplus(z) - nn.functional.softplus(-z)
+        slopes = nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z)
         return sum_except_batch(slopes, z.dim() - self.event_dims)
 
 

@@ -52,14 +52,19 @@ def autoregressive_transform(
     members: int | None = None,
     generator: Generator | None = None,
 ) -> Compose:
-    """MAF or IAF layers (``kind`` "maf" or "iaf"), the order reversed between them; starts as the identity.
+    """MAF or IAF layers (``kind`` "maf" or "iaf") of vectors ``(..., d)``, the order reversed between them.
 
-    Arguments as in :func:`realnvp_transform`; each width of ``hidden`` is at least d. Ledger F5. Raises
-    ``ValueError`` without layers and for another kind.
+    Starts as the identity, but that an even number of layers leaves the entries in reversed order: the
+    density of a base with exchangeable entries is at the start what it was. Arguments as in
+    :func:`realnvp_transform`; each width of ``hidden`` is at least d. Ledger F5; Papamakarios et al. 2017,
+    Kingma et al. 2016. Raises ``ValueError`` without layers, for narrower ones and for another kind.
     """
     _check_layers(num_layers)
     if kind not in AUTOREGRESSIVE:
-        raise ValueError(f"kind must be one of {sorted(AUTOREGRESSIVE)}, got {kind!r}")
+        raise ValueError(
+            f"kind must be one of {sorted(AUTOREGRESSIVE)}, got {kind!r}: MAF is fast for densities, IAF for "
+            "samples"
+        )
     layers: list[Transform] = []
     for index in range(num_layers):
         net = MaskedMLP(num_dims, list(hidden), 2, context=context, members=members, generator=generator)

@@ -24,6 +24,8 @@ from dgm_course.pixel_models.levels import categorical_log_prob, categorical_sam
 
 #: log s stays above this (in levels): with s = 0.018 a bin already holds all but 2e-12 of the mass.
 MIN_LOG_SCALE = -4.0
+#: ... and below this plus log L: with s = 400 L levels nearly all mass is in the two outermost bins.
+MAX_LOG_SCALE = 6.0
 
 
 class Head(abc.ABC):
@@ -33,7 +35,8 @@ class Head(abc.ABC):
         if num_levels < 2 or channels not in (1, 3):
             raise ValueError(
                 "a head needs at least two levels, and one channel or three, got "
-                f"num_levels={num_levels} and channels={channels}"
+                f"num_levels={num_levels} and channels={channels}: for more channels take the picture entry "
+                "by entry, with PixelModel.made"
             )
         self.num_levels, self.channels, self.outputs = num_levels, channels, outputs
 
@@ -105,8 +108,8 @@ class LogisticMixtureHead(Head):
 
     At raw numbers of zero the K components stand evenly over the range, each as wide as its share of it. Raw
     means count halves of the range from there, raw log-scales are added and bent so that s stays above
-    0.018 levels, sharp enough for any level. Three channels are coupled linearly, by a tanh of the raw
-    coefficients.
+    0.018 levels, sharp enough for any level, and are cut off where s is 400 times the range. Three channels
+    are coupled linearly, by a tanh of the raw coefficients.
     Ledger D3; Salimans et al. 2017, "PixelCNN++". Raises ``ValueError`` without components.
     """
 
@@ -127,6 +130,7 @@ class LogisticMixtureHead(Head):
         places = (2 * torch.arange(K, dtype=raw.dtype, device=raw.device) + 1) / K  # within (0, 2)
         mean = half * (places + mean)
         log_scale = MIN_LOG_SCALE + softplus(log_scale + math.log(half / K) - MIN_LOG_SCALE)
+        log_scale = log_scale.clamp(max=MAX_LOG_SCALE + math.log(self.num_levels))
         return (logits, mean, log_scale, *(() if self.channels == 1 else (coefficients.tanh(),)))
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:

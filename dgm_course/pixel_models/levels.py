@@ -16,7 +16,7 @@ def categorical_log_prob(y: Tensor, logits: Tensor) -> Tensor:
     whole = torch.equal(levels.to(y.dtype), y)
     if y.numel() and (levels.min() < 0 or levels.max() >= num_levels or not whole):
         raise ValueError(
-            f"x must hold the levels 0, ..., {num_levels - 1}, got values from {float(y.min()):g} to "
+            f"the data must hold the levels 0, ..., {num_levels - 1}, got values from {float(y.min()):g} to "
             f"{float(y.max()):g}: pass whole numbers, not divided by the number of levels"
         )
     log_p = torch.log_softmax(logits, dim=-1)
@@ -27,6 +27,6 @@ def categorical_log_prob(y: Tensor, logits: Tensor) -> Tensor:
 
 def categorical_sample(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A level for each of ``logits (..., L)``: ``(...)``, in the logits' dtype. Ledger D3."""
-    probabilities = torch.softmax(logits, dim=-1).flatten(0, -2)  # (N, L)
+    probabilities = torch.softmax(logits, dim=-1).reshape(-1, logits.shape[-1])  # (N, L)
     drawn = torch.multinomial(probabilities, 1, generator=generator)  # (N, 1)
     return drawn.reshape(logits.shape[:-1]).to(logits.dtype)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dgm_course.nets import MaskedMLP, PixelCNN, members_of
+from dgm_course.nets import MaskedMLP, PixelCNN, Stackable, members_of
 from dgm_course.pixel_models.heads import Head
 
 
-class PixelModel(nn.Module):
+class PixelModel(Stackable):
     """``log P(y) = sum_j log P(y_j | earlier pixels)`` of flat pictures ``y (..., C H W)`` of levels.
 
     ``network`` maps pictures scaled to [-1, 1], ``(..., C H W)``, to the head's numbers for every pixel in
@@ -20,12 +20,9 @@ class PixelModel(nn.Module):
     channel). Build one with :meth:`pixel_cnn` or :meth:`made`. Ledger D3.
     """
 
-    def __init__(
-        self, network: nn.Module, head: Head, image_shape: Sequence[int], *, by_pixel: bool
-    ) -> None:
+    def __init__(self, network: nn.Module, head: Head, image_shape: Sequence[int], *, by_pixel: bool) -> None:
         super().__init__()
-        if len(image_shape) != 3:
-            raise ValueError(f"image_shape must be (C, H, W), got {tuple(image_shape)}: add the channels")
+        _check_image_shape(image_shape)
         wanted = image_shape[0] if by_pixel else 1
         if head.channels != wanted:
             raise ValueError(
@@ -53,6 +50,7 @@ class PixelModel(nn.Module):
         ``positions`` learned numbers a pixel tell it where it is (0: only the border tells). van den Oord et
         al. 2016, "Conditional image generation with PixelCNN decoders".
         """
+        _check_image_shape(image_shape)
         network = _PixelCNNNetwork(image_shape, head.outputs, hidden, receptive_field, positions, generator)
         return cls(network, head, image_shape, by_pixel=True)
 
@@ -70,6 +68,7 @@ class PixelModel(nn.Module):
 
         ``members=E`` stacks E models: results start with E. Germain et al. 2015, "MADE".
         """
+        _check_image_shape(image_shape)
         num_inputs = torch.Size(image_shape).numel()
         network = MaskedMLP(num_inputs, hidden, head.outputs, members=members, generator=generator)
         return cls(network, head, image_shape, by_pixel=False)
@@ -87,7 +86,14 @@ class PixelModel(nn.Module):
                 "y.flatten(1)"
             )
         dtype = next(self.parameters()).dtype
-        return self.network(y.to(dtype) * (2.0 / (self.head.num_levels - 1)) - 1.0)
+        raw = self.network(y.to(dtype) * (2.0 / (self.head.num_levels - 1)) - 1.0)
+        wanted = (self.num_dims // self.head.channels, self.head.outputs)
+        if raw.dim() <= y.dim() or raw.shape[-2:] != wanted:
+            raise ValueError(
+                f"the network must give (pixels, outputs) = {wanted} for a picture, got {tuple(raw.shape)} "
+                f"for {tuple(y.shape)}: set its number of outputs to head.outputs"
+            )
+        return raw
 
     def pixel_log_probs(self, y: Tensor) -> Tensor:
         """``log P(y_j | earlier)`` pixel by pixel, in nats: ``(..., C H W) -> (..., pixels)``."""
@@ -150,6 +156,12 @@ class _PixelCNNNetwork(nn.Module):
         """``(..., C H W) -> (..., H W, outputs)``."""
         pictures = x.reshape(-1, *self.image_shape)  # (N, C, H, W)
         raw = self.pixel_cnn(pictures) if self.positions is None else self.pixel_cnn(pictures, self.positions)
-        return raw.flatten(2).mT.reshape(*x.shape[:-1], -1, raw.shape[1])
+        outputs, height, width = raw.shape[1:]
+        return raw.flatten(2).mT.reshape(*x.shape[:-1], height * width, outputs)
 
 
+def _check_image_shape(image_shape: Sequence[int]) -> None:
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(
+            f"image_shape must be (C, H, W), got {tuple(image_shape)}: one grey channel is (1, H, W)"
+        )

@@ -194,7 +194,7 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: VampPrior(ENCODER, INPUTS * float("nan"), 2, bounds=(0.0, 1.0)), "values from nan"),
     (lambda: VampPrior(ENCODER, INPUTS.long(), 2), "got torch.int64: convert them to float"),
     (lambda: VampPrior(ENCODER, INPUTS, 1).log_prob(Z[:, :1]), r"2 \* latent_dim = 2.*got 4: pass the VAE's"),
-    (lambda: FlowPrior.realnvp(2, num_layers=0), "num_layers must be at least 1, got 0: a flow needs a layer"),
+    (lambda: FlowPrior.realnvp(2, num_layers=0), "num_layers must be at least 1, got 0: a flow needs"),
     (lambda: FlowPrior.maf(2, num_layers=-1), "num_layers must be at least 1, got -1"),
     (lambda: FlowPrior.iaf(2, num_layers=0), "num_layers must be at least 1, got 0"),
     (lambda: FlowPrior.maf(5, hidden=4), r"at least num_inputs=5 units, got hidden=\[4, 4\]: widen it"),
