@@ -48,6 +48,8 @@ DEMOS = {
         "gradient_noise.numbers(gradient_noise.compute(gradient_noise.tabulate(), **values))",
     "flow_depth": "flow_depth.numbers(flow_depth.compute(flow_depth.tabulate(real_nvp, moons), **values))",
     "planar_by_hand": "planar_by_hand.numbers(planar_by_hand.compute(**values))",
+    "discretized_logistic": "discretized_logistic.numbers(discretized_logistic.compute(**values))",
+    "dequantization_noise": "dequantization_noise.numbers(dequantization_noise.compute(**values))",
     "beta_surgery":
         "beta_surgery.numbers(beta_surgery.compute("
         "beta_surgery.tabulate(plane, betas, digits.train_x, digits.train_y), **values))",
@@ -79,6 +81,12 @@ EXPECTED = {
         exercise="planar_log_det",
         wrong="def planar_log_det(z, u, w, b):\n    return (1 + u @ w).abs().log() + 0 * z[:, 0]",
         hint="slope of tanh is missing",
+    ),
+    "04_dequantization": Expected(
+        demos=demos_of("discretized_logistic", "dequantization_noise"),
+        exercise="uniform_dequantization_bound",
+        wrong="def uniform_dequantization_bound(log_prob, y, u):\n    return log_prob(y + u / 2).mean(0)",
+        hint="half",
     ),
     "05_elbo_surgery": Expected(
         demos=demos_of("beta_surgery", "prior_choice"),
@@ -183,8 +191,9 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
     """
     cells = [
         "import torch\nfrom dgm_course import data, flows, nets, vae\n"
-        "from dgm_course.demos import beta_surgery, flow_depth, gradient_noise, importance_bound\n"
-        "from dgm_course.demos import phase_diagram, planar_by_hand, prior_choice, receptive_field",
+        "from dgm_course.demos import beta_surgery, dequantization_noise, discretized_logistic, flow_depth\n"
+        "from dgm_course.demos import gradient_noise, importance_bound, phase_diagram, planar_by_hand\n"
+        "from dgm_course.demos import prior_choice, receptive_field",
         "eigenvalues = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)\nphase_diagram.show(eigenvalues)",
         "bit_vaes = receptive_field.train_default(steps=20, progress=False)\nreceptive_field.show(bit_vaes)",
         "importance_bound.show()",
@@ -193,6 +202,8 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
         "layers = [flows.AffineCoupling(mask, nets.MLP([1, 16, 2])) for mask in 4 * masks]\n"
         "real_nvp = flows.Flow(flows.Compose(layers), 2)\nflow_depth.show(real_nvp, moons)",
         "planar_by_hand.show()",
+        "discretized_logistic.show()",
+        "dequantization_noise.show()",
         "digits, betas = data.digits(), torch.tensor([0.25, 1.0, 4.0])\n"
         "decoder = vae.BernoulliDecoder(nets.MLP([2, 32, 64], members=3))\n"
         "plane = vae.VAE(nets.MLP([64, 32, 4], members=3), decoder, 2)\n"

@@ -23,6 +23,8 @@ from small_latents import small_beta_surgery, small_prior_choice
 
 from dgm_course.data import enumerable_binary, two_moons
 from dgm_course.demos import (
+    dequantization_noise,
+    discretized_logistic,
     flow_depth,
     gradient_noise,
     importance_bound,
@@ -55,6 +57,8 @@ MOVES = {
     "planar_by_hand": [
         {"push": -1.0}, {"push": -2.0}, {"shift": 2.0}, {"angle": 120.0}, {"steepness": 4.0, "push": 4.0},
     ],
+    "discretized_logistic": [{"rule": "on"}, {"mean": 22.0}, {"num_levels": "5"}, {"mean": 1.0}],
+    "dequantization_noise": [{"best": "shown"}, {"level": 6}, {"num_samples": 64}, {"shift": -1.0}],
     "beta_surgery": [{"beta": 0.1}, {"beta": 8.0}],
     "prior_choice": [{"size": 1}, {"kind": "q_agg"}, {"kind": "MAF", "size": 3}, {"kind": "N(0, I)"}],
 }  # fmt: skip
@@ -62,7 +66,8 @@ MOVES = {
 
 def shown(name: str, vae: VAE) -> LiveDemo:
     shows = {module.__name__.rpartition(".")[2]: module.show
-             for module in (gradient_noise, importance_bound, phase_diagram, planar_by_hand)}  # fmt: skip
+             for module in (dequantization_noise, discretized_logistic, gradient_noise, importance_bound,
+                            phase_diagram, planar_by_hand)}  # fmt: skip
     shows |= {"beta_surgery": small_beta_surgery, "prior_choice": small_prior_choice}
     if name == "flow_depth":
         return flow_depth.show(small_flow(), two_moons())
