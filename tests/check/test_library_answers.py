@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dgm_course import check
 from dgm_course.bounds import elbo as library_elbo
+from dgm_course.check.judge import examine
+from dgm_course.check.outcome import Outcome, take_out
 from dgm_course.gaussian import gaussian_kl as library_kl
 from dgm_course.gaussian import gaussian_log_prob
 
@@ -151,6 +153,71 @@ def test_every_exercise_of_lecture_03_knows_its_library_function() -> None:
     for name, functions in answers.items():
         for answer in functions:
             failed(answer, "it is your own work", getattr(check, name))
+
+
+def test_every_exercise_of_lecture_04_knows_its_library_function() -> None:
+    """The library's functions give the right values, and are refused all the same."""
+    dequantization = pytest.importorskip("dgm_course.dequantization")
+    discretized = pytest.importorskip("dgm_course.logistic_mixture").discretized_logistic_log_prob
+    mixture = pytest.importorskip("dgm_course.logistic_mixture").discretized_logistic_mixture_log_prob
+    nats_to_bits = pytest.importorskip("dgm_course.numerics").nats_to_bits_per_dim
+
+    class Drawn(dequantization.Dequantizer):
+        def __init__(self, u: Tensor, log_q: Tensor) -> None:
+            super().__init__()
+            self.drawn = u, log_q
+
+        def rsample(
+            self, y: Tensor, num_samples: int = 1, *, generator: torch.Generator | None = None
+        ) -> tuple[Tensor, Tensor]:
+            return self.drawn
+
+        def log_prob(self, u: Tensor, y: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    def even(u: Tensor) -> Drawn:
+        return Drawn(u, u.new_zeros(u.shape[:-1]))
+
+    def learned(noise: Callable[..., tuple[Tensor, Tensor]], y: Tensor, epsilon: Tensor) -> Drawn:
+        u, log_det = noise(epsilon, y)
+        return Drawn(u, gaussian_log_prob(epsilon, 0.0, 0.0) - log_det)
+
+    bound, weighted = dequantization.variational_bound, dequantization.importance_weighted_bound
+    log_weights = dequantization.dequantization_log_weights
+    answers = {
+        "discretized_logistic_prob": [
+            lambda y, m, s: discretized(y, m, s.log(), num_levels=int(y.max()) + 2).exp(),
+        ],
+        "log_prob_with_edges": [
+            lambda y, m, s, n: discretized(y, m, s, num_levels=n),
+            lambda y, m, s, n: mixture(y, torch.zeros_like(m)[:, None], m[:, None], s[:, None], num_levels=n),
+        ],
+        "uniform_dequantization_bound": [
+            lambda p, y, u: bound(p, even(u), y, num_samples=len(u)),
+            lambda p, y, u: torch.stack([weighted(p, even(v[None]), y, num_samples=1) for v in u]).mean(0),
+            lambda p, y, u: log_weights(p, even(u), y, num_samples=len(u)).mean(0),
+        ],
+        "bits_per_dim": [
+            lambda v, m, w: dequantization.bits_per_dim(v, m, bin_width=w),
+            lambda v, m, w: nats_to_bits(-v, m) - math.log2(w),
+        ],
+        "variational_dequantization_bound": [
+            lambda p, g, y, e: bound(p, learned(g, y, e), y, num_samples=len(e)),
+            lambda p, g, y, e: log_weights(p, learned(g, y, e), y, num_samples=len(e)).mean(0),
+        ],
+        "importance_weighted_dequantization": [
+            lambda p, y, u, q: weighted(p, Drawn(u, q), y, num_samples=len(u)),
+            lambda p, y, u, q: (
+                log_weights(p, Drawn(u, q), y, num_samples=len(u)).logsumexp(0) - math.log(len(u))
+            ),
+        ],
+    }
+    for name, functions in answers.items():
+        exercise = getattr(check, name)
+        for answer in [*functions, exercise.reference]:
+            failed(answer, "it is your own work", exercise)
+            for case in exercise.draw(20):
+                assert examine(exercise, case, Outcome(take_out(answer(*case.fresh())))) is None, name
 
 
 def test_every_exercise_of_lecture_05_knows_its_library_function() -> None:
