@@ -101,16 +101,16 @@ def recognise(spec: Spec, cases: Sequence[Case], outcomes: Sequence[Outcome]) ->
     the answer gets right: a student may have thought of one and be wrong elsewhere.
     """
     truths = [spec.expected(case) for case in cases]
+    magnitudes = [spec.sizes(case, expected) for case, expected in zip(cases, truths, strict=True)]
     best, hint = 0, ""
     for misconception in spec.mistakes:
         evidence = passed_over = 0
-        for case, outcome, expected in zip(cases, outcomes, truths, strict=True):
+        for case, outcome, expected, sizes in zip(cases, outcomes, truths, magnitudes, strict=True):
             wrong = spec.mistaken(misconception, case)
             if outcome.error or wrong.error:
                 same = _same_error(outcome.error, wrong.error)
                 evidence, passed_over = evidence + same, passed_over + (not same)
                 continue
-            sizes = spec.sizes(case, expected)
             if not _agree(outcome.parts, wrong.parts, sizes, case):
                 if not (case.title and _agree(outcome.parts, expected, sizes, case)):
                     break
