@@ -9,6 +9,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+#: Modules of `dgm_course.reproduce`, each with ``Settings`` (a dataclass with ``num_seeds``, ``quick()`` and
+#: ``with_steps(n)``) and ``run(settings, command=, report=)``, which returns its record.
+EXPERIMENTS = {
+    "dequantization": "uniform against variational noise, photo patches of 2 to 8 bits and digits",
+    "glow": "Glow on digits and photo patches",
+}
+
 
 def build(options: argparse.Namespace) -> int:
     """Write both editions of the chosen lectures, or compare them with their sources."""
@@ -34,13 +41,16 @@ def build(options: argparse.Namespace) -> int:
 
 def reproduce(options: argparse.Namespace) -> int:
     """Run a paper's experiment again, on one thread, and write its record. It takes minutes."""
+    import importlib
     from dataclasses import replace
 
     import torch
 
-    from dgm_course.reproduce import glow, save
+    from dgm_course.reproduce import save
 
-    command, settings = "python -m dgm_course reproduce glow", glow.Settings()
+    experiment = importlib.import_module(f"dgm_course.reproduce.{options.experiment}")
+    command, settings = f"python -m dgm_course reproduce {options.experiment}", experiment.Settings()
+    out = options.out or f"{options.experiment}.json"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,14 +62,14 @@ def reproduce(options: argparse.Namespace) -> int:
         if options.steps is not None:
             settings = settings.with_steps(options.steps)
             command += f" --steps {options.steps}"
-        record = glow.run(settings, command=command, report=lambda line: print(line, flush=True))
+        record = experiment.run(settings, command=command, report=lambda line: print(line, flush=True))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
     finally:
         torch.set_num_threads(threads)
-    save(record, options.out)
-    print(f"{options.out}: {record.provenance()}")
+    save(record, out)
+    print(f"{out}: {record.provenance()}")
     return 0
 
 
@@ -87,11 +97,15 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "reproduce", help="run a paper's experiment again and write its record", description=reproduce.__doc__
     )
-    command.add_argument("experiment", choices=["glow"], help="glow: Glow on digits and photo patches")
+    command.add_argument(
+        "experiment",
+        choices=sorted(EXPERIMENTS),
+        help="; ".join(f"{name}: {what}" for name, what in sorted(EXPERIMENTS.items())),
+    )
     command.add_argument("--steps", type=int, metavar="N", help="training steps (default: those recorded)")
     command.add_argument("--seeds", type=int, metavar="N", help="number of seeds (default: 3)")
     command.add_argument("--quick", action="store_true", help="tiny models: only shows that it runs")
-    command.add_argument("--out", default="glow.json", metavar="FILE", help="default: %(default)s")
+    command.add_argument("--out", metavar="FILE", help="default: the experiment's name, .json")
     command.set_defaults(run=reproduce)
     return top
 

@@ -8,7 +8,6 @@ that of the digits on a validation cut of their training part; a longer run show
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from dgm_course.reproduce.measures import (
     interpolated,
     over_seeds,
 )
+from dgm_course.reproduce.provenance import finished
 from dgm_course.reproduce.record import Record, Row
 from dgm_course.train import fit, minibatch
 
@@ -157,23 +157,11 @@ def run(
     )  # fmt: skip
     one_data_set("photo patches", patches, settings.patches)
     a, b = settings.digits, settings.patches
-    return Record(
-        name="glow",
-        command=command,
-        date=datetime.date.today().isoformat(),
-        budget=f"digits {a.steps} steps of {a.batch_size}, patches {b.steps} steps of {b.batch_size} a seed",
-        cpu_seconds=time.process_time() - start,
-        seeds=tuple(seeds),
-        torch_version=torch.__version__.split("+")[0],
-        machine=_machine(torch.device(device)),
-        tables=tables,
-        pictures=pictures,
-    )
-
-
-def _machine(device: torch.device) -> str:
-    threads = torch.get_num_threads()
-    return "one GPU" if device.type != "cpu" else f"CPU, {threads} thread" + ("s" if threads > 1 else "")
+    budget = f"digits {a.steps} steps of {a.batch_size}, patches {b.steps} steps of {b.batch_size} a seed"
+    return finished(
+        "glow", command=command, budget=budget, start=start, num_seeds=settings.num_seeds, device=device,
+        tables=tables, pictures=pictures,
+    )  # fmt: skip
 
 
 def _images(split: Split) -> tuple[Tensor, Tensor]:
