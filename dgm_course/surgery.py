@@ -194,6 +194,8 @@ def vae_surgery(
     arguments and errors the others are. For held-out data pass the training data's codes as ``components``.
     Ledger S3.
     """
+    if not getattr(vae, "gaussian_posterior", True):
+        raise ValueError("surgery takes Gaussian posteriors, this VAE has a flow: see vae.grid_terms")
     mean, log_var = vae.encode(x)
     return elbo_surgery(
         mean, log_var, log_prior=vae.prior_log_prob, log_likelihood=lambda z: vae.decoder.log_prob(x, z),

@@ -10,6 +10,7 @@ from dgm_course.data.enumerable import entropy, enumerable_binary
 from dgm_course.data.images import cifar10, fashion_mnist, mnist
 from dgm_course.data.photos import photo_patches, photographs, split_patches
 from dgm_course.data.split import Split
+from dgm_course.data.targets import UnnormalisedTarget, banana_target, two_peaks_target, wave_target
 from dgm_course.data.toy import (
     Checkerboard,
     Pinwheel,
@@ -28,6 +29,8 @@ __all__ = [
     "GaussianMixture",
     "Pinwheel",
     "Split",
+    "UnnormalisedTarget",
+    "banana_target",
     "bimodal",
     "cache_dir",
     "checkerboard",
@@ -44,4 +47,6 @@ __all__ = [
     "ring",
     "split_patches",
     "two_moons",
+    "two_peaks_target",
+    "wave_target",
 ]

@@ -48,6 +48,9 @@ class VAE(Stackable):
     ``2 * latent_dim``.
     """
 
+    #: whether ``encode`` says all about q(z|x); what computes with a Gaussian in closed form asks
+    gaussian_posterior = True
+
     def __init__(
         self, encoder: nn.Module, decoder: Decoder, latent_dim: int, *, prior: nn.Module | None = None
     ) -> None:
@@ -144,6 +147,24 @@ class VAE(Stackable):
         All that importance weights need to know of the posterior: a model with another one replaces this.
         Arguments and errors as in :meth:`log_weights`.
         """
+        self._check_draw(x, num_samples)
+        mean, log_var = self.encode(x)
+        z = self._draw(mean, log_var, num_samples, generator)
+        if stop_score:
+            mean, log_var = mean.detach(), log_var.detach()
+        mean, log_var = mean.unsqueeze(self._sample_dim), log_var.unsqueeze(self._sample_dim)
+        return z, gaussian_log_prob(z, mean, log_var)
+
+    def posterior_log_prob(self, z: Tensor, x: Tensor) -> Tensor:
+        """``log q(z|x)`` of any z: ``z ([E,] S, B, d)`` and ``x (B, m)`` give ``([E,] S, B)``, nats.
+
+        For a grid of z: ``z.unsqueeze(1)`` has the shape ``(S, 1, d)`` and meets every x.
+        """
+        mean, log_var = (value.unsqueeze(self._sample_dim) for value in self.encode(x))
+        return gaussian_log_prob(z, mean, log_var)
+
+    def _check_draw(self, x: Tensor, num_samples: int) -> None:
+        """``ValueError`` without samples, or for an x with other batch dimensions."""
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}: ask for some samples")
         if x.dim() != 2 and not (x.dim() == 3 and self.members is not None):
@@ -151,12 +172,6 @@ class VAE(Stackable):
                 f"x must be (B, m), or (E, B, m) for stacked members, got {tuple(x.shape)}: flatten its "
                 "batch dimensions"
             )
-        mean, log_var = self.encode(x)
-        z = self._draw(mean, log_var, num_samples, generator)
-        if stop_score:
-            mean, log_var = mean.detach(), log_var.detach()
-        mean, log_var = mean.unsqueeze(self._sample_dim), log_var.unsqueeze(self._sample_dim)
-        return z, gaussian_log_prob(z, mean, log_var)
 
     @property
     def _sample_dim(self) -> int:

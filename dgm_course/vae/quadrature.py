@@ -23,6 +23,11 @@ def quadrature_elbo(vae: VAE, x: Tensor, num_nodes: int = 32) -> ELBOTerms:
     Ledger C6. Raises ``ValueError`` for more than two latents.
     """
     _check(vae, x)
+    if not vae.gaussian_posterior:
+        raise ValueError(
+            "quadrature_elbo's nodes follow a Gaussian posterior, this VAE has a flow: use grid_terms, whose "
+            "nodes you choose"
+        )
     mean, log_var = vae.encode(x)  # (..., B, d)
     nodes, weights = gauss_hermite(
         num_nodes, num_dims=vae.latent_dim, dtype=mean.dtype, device=mean.device
