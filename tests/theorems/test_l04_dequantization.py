@@ -23,7 +23,6 @@ from dgm_course.dequantization import (
 )
 from dgm_course.divergences import kl_divergence
 from dgm_course.logistic_mixture import logistic_log_prob
-from dgm_course.numerics import gauss_legendre
 from dgm_course.train import fit
 
 EXACT = {"rtol": 0.0, "atol": 1e-8}
