@@ -30,6 +30,9 @@ LECTURES = {
     "05": Lecture("ELBO surgery and priors", "priors_and_surgery",
                   ("aggregated_posterior_log_prob", "mutual_information", "elbo_surgery", "mog_log_prob",
                    "vamp_prior_log_prob", "flow_prior_log_prob")),
+    "06": Lecture("Flows in the VAE posterior", "flow_posteriors",
+                  ("flow_posterior_log_prob", "flow_elbo", "iaf_step", "maf_to_iaf",
+                   "prior_posterior_gap")),
 }
 
 _MODULE_OF = {name: lecture.module for lecture in LECTURES.values() for name in lecture.exercises}

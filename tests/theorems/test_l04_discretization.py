@@ -116,11 +116,11 @@ def by_mpmath(y: int, mean: float, log_scale: float, num_levels: int) -> mpmath.
 
         def survival(x: mpmath.mpf) -> mpmath.mpf:
             z = (x - mpmath.mpf(mean)) / s
-            return mpmath.mpf(0) if z > 1e7 else 1 / (1 + mpmath.exp(z))
+            return 1 / (1 + mpmath.exp(z))
 
         def cdf(x: mpmath.mpf) -> mpmath.mpf:
             z = (x - mpmath.mpf(mean)) / s
-            return mpmath.mpf(0) if z < -1e7 else 1 / (1 + mpmath.exp(-z))
+            return 1 / (1 + mpmath.exp(-z))
 
         below, above = mpmath.mpf(y) - mpmath.mpf("0.5"), mpmath.mpf(y) + mpmath.mpf("0.5")
         if y == 0:
@@ -157,10 +157,7 @@ def test_d2_values_agree_with_mpmath(mean: float, log_scale: float) -> None:
     y = torch.tensor([0.0, 1.0, 7.0, 8.0, 15.0, 16.0], dtype=torch.float64)
     found = discretized_logistic_log_prob(y, mean, log_scale, num_levels=17)
     for level, value in zip(y, found, strict=True):
-        exact = by_mpmath(int(level), mean, log_scale, 17)
-        if exact == 0:  # beyond mpmath's own patience: the tail is exactly exponential there
-            continue
-        expected = float(mpmath.log(exact))
+        expected = float(mpmath.log(by_mpmath(int(level), mean, log_scale, 17)))
         assert abs(float(value) - expected) <= 1e-12 * max(1.0, abs(expected)), (mean, log_scale, level)
 
 
@@ -181,13 +178,13 @@ def log_of_cdf_difference(
 @proves("D3", right=discretized_logistic_mixture_log_prob,
         wrong={"log_of_cdf_difference": log_of_cdf_difference})  # fmt: skip
 def test_mixture_agrees_with_mpmath_over_the_box(variant: Callable[..., Tensor]) -> None:
-    """Three components anywhere in the box of D3: log P(y) to a relative 1e-10."""
+    """Three components anywhere in the box of D3, log-scales -12 to 8: log P(y) to a relative 1e-10."""
     generator = torch.Generator().manual_seed(0)
     count = 40
     logits = 2 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
     mean = torch.tensor([-1e4, -20.0, 0.0, 100.0, 128.0, 300.0, 1e4], dtype=torch.float64)
     mean = mean[torch.randint(7, (count, 3), generator=generator)]
-    log_scale = -4 + 12 * torch.rand(count, 3, generator=generator, dtype=torch.float64)
+    log_scale = -12 + 20 * torch.rand(count, 3, generator=generator, dtype=torch.float64)
     y = torch.randint(256, (count,), generator=generator).double()
     y[:4] = torch.tensor([0.0, 255.0, 0.0, 255.0])
     found = variant(y, logits, mean, log_scale, num_levels=256)

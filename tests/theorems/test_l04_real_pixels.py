@@ -35,18 +35,19 @@ def test_d8_the_gap_of_a_smooth_density(scale: float, error: float) -> None:
 
 
 def test_d8_on_photo_patches_the_gain_falls_with_the_bits() -> None:
-    """The recorded runs: learned noise gains at every depth, far beyond its scatter, and less at a finer one.
+    """The recorded runs: noise that reads the neighbours gains at every depth, less at a finer one.
 
-    On the flow that stays as it was it wins a part of that flow's gap; half the variance of log p predicts
-    the gap, 1 / (24 s^2) overestimates it where s is below a level.
+    Three members: t = 32 on two degrees of freedom is p = .001. On the flow that stays as it was the noise
+    wins a part of that flow's gap, which half the variance of log p predicts within a third and
+    1 / (24 s^2) overestimates: s is below one level.
     """
     rows = [row for row in load("dequantization").tables["gains"] if row["data"] == "photo patches"]
     assert [row["num_levels"] for row in rows] == [4, 8, 16, 32, 256]
     for row in rows:
-        assert row["gain"] > 5 * row["gain_se"]
+        assert row["gain"] > 32 * row["gain_se"]
         assert 0 < row["gain_afterwards"] < row["gap"]
+        assert row["gain_dense"] < row["gain"]
         assert row["scale"] < 1 and row["predicted"] > 1.5 * row["gap"]
-        assert 0.7 < row["gap"] / row["predicted_variance"] < 1
+        assert 0.67 < row["gap"] / row["predicted_variance"] < 1
     for coarse, fine in pairwise(rows):
-        assert coarse["gain"] - fine["gain"] > 5 * math.hypot(coarse["gain_se"], fine["gain_se"])
-    assert rows[-1]["gain"] < 0.01
+        assert coarse["gain"] > fine["gain"] > 0

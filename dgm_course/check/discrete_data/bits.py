@@ -101,7 +101,7 @@ bits_per_dim.misconceptions(
              "These are decimal digits: a logarithm of base 10. Bits are asked for."),
     bytes=(_of(lambda v, w: -(v + w) / math.log(256)), "These are bytes. Bits are asked for."),
     tensor_log=(lambda v, m, w: -(v / m + torch.log(w)) / _LOG2,
-                "The width is a plain number, no tensor: Python has a logarithm for those."),
+                "A plain number was given to the logarithm of tensors: Python has one for numbers."),
     log_of_logs=(lambda v, m, w: -torch.log2(v) / m - math.log2(w),
                  "A logarithm was taken of what is one already. Only its unit has to change."),
     mean=(lambda v, m, w: _bits(v, m, w).mean(),

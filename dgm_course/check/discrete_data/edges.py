@@ -177,6 +177,18 @@ log_prob_with_edges.misconceptions(
     underflow_no_edges=(lambda y, m, s, n: _between(*_edges(y, m, s.exp())).log(),
                         "This is the logarithm of the warm-up's answer. The two ends are still missing, and "
                         "far from the mean the difference is 0 in floats."),
+    width_kept=(_with(low=lambda a, b, inner: inner - logsigmoid(-b),
+                      high=lambda a, b, inner: inner - logsigmoid(a)),
+                "At the two ends one term too many is left. An open bin has a single edge, and no width."),
+    width_unlogged=(_with(inner=lambda a, b, width: logsigmoid(a) + logsigmoid(-b) - width),
+                    "For an inner bin the term of the width is off: something is missing between the width "
+                    "in scales and the logarithm."),
+    sigmoids_logged=(_with(inner=lambda a, b, width: (torch.sigmoid(a).log() + torch.sigmoid(-b).log()
+                                                      + torch.log(-torch.expm1(-width))),
+                           low=lambda a, b, inner: torch.sigmoid(a).log(),
+                           high=lambda a, b, inner: torch.sigmoid(-b).log()),
+                     "The product is right. But far out a sigmoid is 0 in floats before its logarithm is "
+                     "taken: torch has the two in one."),
     one_tail=(_with(inner=_one_tail),
               "Below the mean this is safe. Above it both values of F are 1 in floats: what does the "
               "symmetry of the logistic offer?"),

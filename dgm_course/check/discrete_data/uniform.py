@@ -71,8 +71,8 @@ uniform_dequantization_bound.misconceptions(
     log_of_sum=(_with(lambda v: v.logsumexp(0)),
                 "The densities were added up inside of the logarithm. Here the logarithms are averaged."),
     half_noise=(_at(lambda y, u: y + u / 2),
-                "The noise fills only half of each bin. On data with gaps any model looks better than it is: "
-                "no bound of the log-probability is left."),
+                "The noise fills only half of each bin: a model that keeps to those halves looks twice as "
+                "probable as it is, and no bound of the log-probability is left."),
     half_noise_centred=(_at(lambda y, u: y + (u - 0.5) / 2),
                         "The noise was centred and fills only half of each bin. How far is it from one level "
                         "to the next?"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from dgm_course.check.cases import Case, Draw, case
 from dgm_course.check.discrete_data.models import (
@@ -97,6 +98,10 @@ def _less(log_q: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Answer:
     return answer
 
 
+def _log_logistic(epsilon: Tensor) -> Tensor:
+    return (logsigmoid(epsilon) + logsigmoid(-epsilon)).sum(-1)
+
+
 def _swapped(log_prob: Density, noise: Noise, y: Tensor, epsilon: Tensor) -> Tensor:
     u, log_det = noise(y, epsilon)
     return (log_prob(y + u) - log_normal(epsilon) + log_det).mean(0)
@@ -108,7 +113,7 @@ variational_dequantization_bound.misconceptions(
               "look best."),
     no_base=(_each(lambda p, n, d: p + d),
              "Of the noise's density only the change of volume is there. Epsilon was drawn, too: with which "
-             "density? The slides leave that out."),
+             "density?"),
     no_base_wrong_sign=(_each(lambda p, n, d: p - d),
                         "Epsilon's own density is left out, and the log-determinant has the wrong sign."),
     no_log_det=(_each(lambda p, n, d: p - n),
@@ -122,13 +127,15 @@ variational_dequantization_bound.misconceptions(
                "The density of epsilon has the wrong sign: it is a part of q, which is divided by."),
     own_gaussian=(_less(lambda u, e, d: log_normal(u) - d),
                   "The normal density was taken at u. It is epsilon that is normal."),
+    logistic_base=(_less(lambda u, e, d: _log_logistic(e) - d),
+                   "The density of epsilon is that of a logistic distribution, as in the lecture's own "
+                   "noise. Here epsilon is normal."),
     own_gaussian_alone=(_less(lambda u, e, d: log_normal(u)),
                         "u was taken to be normal itself. It is what g makes of normal noise."),
     determinant=(_each(lambda p, n, d: p - n + d.exp()),
-                 "The determinant was used in place of its logarithm, as the slides do once."),
+                 "The determinant was used in place of its logarithm."),
     determinant_alone=(_each(lambda p, n, d: p + d.exp()),
-                       "Epsilon's density is left out, and the logarithm of the determinant: both are "
-                       "missing on the slides."),
+                       "Epsilon's density is left out, and the determinant has no logarithm."),
     log_of_log_det=(_each(lambda p, n, d: p - n + d.log()),
                     "A logarithm was taken of what is one already, and may be negative."),
     log_det_twice=(_each(lambda p, n, d: p - n + 2 * d), "The log-determinant was counted twice."),
