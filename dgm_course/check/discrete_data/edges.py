@@ -169,8 +169,8 @@ log_prob_with_edges.misconceptions(
                   "The mass beyond the ends was spread over all levels. It belongs to the two outermost "
                   "ones."),
     in_doubles=(lambda y, m, s, n: _mass(y.double(), m.double(), s.double().exp(), n).log().to(y.dtype),
-                "Double precision only moves the limit: some dozens of scales away the difference is 0 "
-                "there, too."),
+                "Double precision only moves the limit: some dozens of scales away differences are 0 there, "
+                "too. (And so is a sigmoid, before its logarithm is taken.)"),
     underflow=(lambda y, m, s, n: _mass(y, m, s.exp(), n).log(),
                "Far from the mean both values of F are equal in floats, and the logarithm of their "
                "difference is minus infinity. Can the difference be written as a product?"),
@@ -183,12 +183,6 @@ log_prob_with_edges.misconceptions(
     width_unlogged=(_with(inner=lambda a, b, width: logsigmoid(a) + logsigmoid(-b) - width),
                     "For an inner bin the term of the width is off: something is missing between the width "
                     "in scales and the logarithm."),
-    sigmoids_logged=(_with(inner=lambda a, b, width: (torch.sigmoid(a).log() + torch.sigmoid(-b).log()
-                                                      + torch.log(-torch.expm1(-width))),
-                           low=lambda a, b, inner: torch.sigmoid(a).log(),
-                           high=lambda a, b, inner: torch.sigmoid(-b).log()),
-                     "The product is right. But far out a sigmoid is 0 in floats before its logarithm is "
-                     "taken: torch has the two in one."),
     one_tail=(_with(inner=_one_tail),
               "Below the mean this is safe. Above it both values of F are 1 in floats: what does the "
               "symmetry of the logistic offer?"),

@@ -174,11 +174,11 @@ iaf_step.misconceptions(
 @exercise("shift and log-scale of the same map the other way",
           returns={"mu": "tensor", "log_sigma": "tensor"}, library=_LAYERS)
 def maf_to_iaf(mu_hat: Tensor, log_sigma_hat: Tensor) -> Pair:
-    return _shift(mu_hat, log_sigma_hat), -log_sigma_hat
+    return _shift(mu_hat, log_sigma_hat), 0 - log_sigma_hat  # no -0 in what students read
 
 
 def _shift(mu_hat: Tensor, log_sigma_hat: Tensor) -> Tensor:
-    return -mu_hat * torch.exp(-log_sigma_hat)
+    return (0 - mu_hat) * torch.exp(-log_sigma_hat)
 
 
 @maf_to_iaf.magnitude

@@ -64,7 +64,7 @@ def _(draw: Draw) -> Iterator[Case]:
     mean, log_var = given([1.0, -0.5], [0.5, 0.0], [-1.0, 2.0]), given([0.4, -0.8], [-1.2, 0.6], [0.9, -0.5])
     noise = given([[0.5, -1.0], [1.5, 0.3], [-0.4, 0.8]], [[-0.7, 0.2], [0.1, -1.4], [0.9, 0.6]])
     z0, double = mean + torch.exp(log_var / 2) * noise, [math.log(2.0)] * 2
-    pixels = Pixels(given([1.0, -0.5, 2.0], [0.5, 1.5, -1.0]), given([0.2, -0.4, 0.1])[0])
+    pixels = Pixels(given([2.0, -1.0, 4.0], [1.0, 3.0, -2.0]), given([0.2, -0.4, 0.1])[0])
     for title, flow in (
         ("Where the flow changes nothing, this is the plain ELBO at these samples.",
          plain("the identity", [0.0, 0.0], [0.0, 0.0])),

@@ -65,15 +65,17 @@ def _(draw: Draw) -> Iterator[Case]:
         for level in (-1.5, 1.5):
             log_scale = level + 0.1 * draw.normal(3, 2, 300)
             yield moved(*drawn(2, 300), log_scale, draw.normal(3, 2, 300), dtype)
-    z0, mean = given([1.0, -0.5], [0.5, 2.0], [-1.0, 0.0]), given([0.5, 0.0], [1.5, 1.0], [-0.5, -1.0])
-    log_var, steps = given([0.4, -0.8]).expand(3, 2), torch.ones(2, 3, 2, dtype=torch.float64)
+    z0, mean = given([2.0, -1.0], [0.5, 2.0], [-1.5, 0.5]), given([0.5, 0.0], [1.5, 1.0], [-0.5, -1.0])
+    log_var, steps = given([1.3, -0.5]).expand(3, 2), torch.ones(2, 3, 2, dtype=torch.float64)
     for title, log_scale in (
         ("Where no step changes a volume, zK is as likely as z0.", 0 * steps),
         ("Where every step doubles every dimension, the density falls, by as much with each step.",
          math.log(2.0) * steps),
-        ("With a single step, only that one's volume counts.", given([-0.5, -0.7]) * steps[:1]),
     ):  # fmt: skip
-        yield moved(z0, mean, log_var, log_scale, 0.5 + 0 * log_scale, torch.float64, title)
+        yield moved(z0, mean, log_var, log_scale, 1 + 0 * log_scale, torch.float64, title)
+    z0, mean, log_var = (torch.cat([v, v.flip(1)]) for v in (z0, mean, log_var))
+    yield moved(z0, mean, log_var, given([-0.5, -0.7]).expand(1, 6, 2), 0 * z0[None], torch.float64,
+                "With a single step, only that one's volume counts.")
 
 
 def _base(log_q: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Answer:

@@ -98,7 +98,7 @@ def _(draw: Draw) -> Iterator[Case]:
         z = mean + torch.exp(log_var / 2) * draw.normal(samples, rows, dims)
         yield both("", draw_pixels(draw, dims), Bell(mean, log_var), draw_flow(draw, dims), z.to(dtype))
     z = given([[0.5, -1.0], [1.5, 0.3], [-0.4, 0.8]], [[-0.7, 0.2], [0.1, -1.4], [0.9, 0.6]])
-    pixels = Pixels(given([1.0, -0.5, 2.0], [0.5, 1.5, -1.0]), given([0.2, -0.4, 0.1])[0])
+    pixels = Pixels(given([2.0, -1.0, 4.0], [1.0, 3.0, -2.0]), given([0.2, -0.4, 0.1])[0])
     bell, double = Bell(given([0.5, -0.5])[0], given([-0.6, 0.4])[0]), [math.log(2.0)] * 2
     yield both("Where the flow changes nothing, both are what a plain VAE averages.",
                pixels, bell, plain("the identity", [0.0, 0.0], [0.0, 0.0]), z)
