@@ -2,9 +2,10 @@
 
 ``python -m dgm_course reproduce dequantization``; Flow++'s finding (Ho et al. 2019) at the size of one CPU.
 For each number of levels two flows start from the same parameters and see the same batches: one is trained
-with uniform noise, one together with its noise q(u|y). A third noise is learned for the first flow, which
-stays as it is: what it wins is part of that flow's gap KL(U || p(u|y)) (ledger D5). Beside the gains stand
-three predictions of the gap: `score_prediction`, for smooth densities, and two for densities that are not.
+with uniform noise, one together with its noise q(u|y), which reads each pixel's neighbours; one more with a
+noise of dense couplings. Local noise is also learned for the first flow, which stays as it is: what it wins
+is part of that flow's gap KL(U || p(u|y)) (ledger D5). Beside the gains stand three predictions of the gap,
+of :mod:`dgm_course.reproduce.gap_predictions`.
 
 Depth and learning rate were set on a validation cut of the training region at 3 and 8 bits, the digits' steps
 on one of their training part, by the bounds and not by the gain. (Given as many steps as the photographs, the
@@ -39,12 +40,17 @@ from dgm_course.dequantization import (
 from dgm_course.flows import Compose, FixedLinear, Flow, realnvp_transform
 from dgm_course.numerics import nats_to_bits_per_dim
 from dgm_course.reproduce.baselines import full_gaussian, independent_pixels
+from dgm_course.reproduce.gap_predictions import (
+    score,
+    score_prediction,
+    slope_prediction,
+    variance_prediction,
+)
 from dgm_course.reproduce.measures import over_seeds
 from dgm_course.reproduce.provenance import finished
 from dgm_course.reproduce.record import Record, Row
 from dgm_course.train import fit_many, minibatch
 
-LogProb = Callable[[Tensor], Tensor]
 _DATA_SEED, _INITIAL_SEED, _TRAINING_SEED, _NOISE_SEED = 2018, 1902, 275, 6114
 _CHUNK = 50  # images in one pass, times seeds and draws
 _TRAIN_IMAGES = 500  # of the training data, for their bits/dim
@@ -100,10 +106,21 @@ def stacked_flow(train: Tensor, settings: Settings, generator: torch.Generator) 
     return Flow(Compose([*couplings, whitening]), train.shape[1]).to(train.device)
 
 
-def stacked_noise(
+def local_noise(
     train: Tensor, num_levels: int, settings: Settings, generator: torch.Generator
 ) -> VariationalDequantizer:
-    """One noise q(u|y) a seed, which starts uniform."""
+    """One noise q(u|y) a seed, which starts uniform; each pixel's reads its 3 x 3 neighbourhood."""
+    side = math.isqrt(train.shape[1])
+    return VariationalDequantizer.neighbourhood(
+        (1, side, side), num_levels, hidden=settings.noise_hidden, members=settings.num_seeds,
+        generator=generator,
+    ).to(train.device)  # fmt: skip
+
+
+def dense_noise(
+    train: Tensor, num_levels: int, settings: Settings, generator: torch.Generator
+) -> VariationalDequantizer:
+    """Another one: couplings whose networks read a summary of the whole picture, pixel by pixel unaware."""
     return VariationalDequantizer.coupling(
         train.shape[1], num_levels, num_layers=settings.noise_layers, hidden=settings.noise_hidden,
         context=settings.noise_context, members=settings.num_seeds, generator=generator,
@@ -127,44 +144,6 @@ def maximise(
         loss, parameters, steps=settings.steps, lr=settings.lr, lr_decay_from=settings.lr_decay_from,
         clip_norm=settings.clip_norm, seed=_TRAINING_SEED, progress=False,
     )  # fmt: skip
-
-
-def score(log_prob: LogProb, x: Tensor) -> Tensor:
-    """``d log p(x) / dx``, of the shape of x."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(log_prob(x).sum(), x)[0]
-
-
-def score_prediction(scores: Tensor) -> Tensor:
-    """``|g|^2 / 24`` with g the score at y + u: ``(..., m) -> (...)``, to be averaged over u.
-
-    What ``KL(U || p(u|y))`` tends to, in nats, for a density that is smooth on the scale of a bin: a
-    dimension of conditional scale s has ``E g^2 = 1 / s^2`` if it is Gaussian, hence the ledger's
-    ``1 / (24 s^2)``. Where s is below a bin it is far too large, as g then changes within the bin: see
-    `slope_prediction`. Ledger D8.
-    """
-    return scores.square().sum(-1) / 24
-
-
-def slope_prediction(scores: Tensor) -> Tensor:
-    """``|E_u g|^2 / 24``, nats: ``(..., n, B, m) -> (..., B)``, unbiased from n >= 2 noises.
-
-    To second order the gap of a log p that is straight across the bin, with the mean slope ``E_u g``. For a
-    smooth density the same as `score_prediction`. Ledger D8.
-    """
-    n = scores.shape[-3]
-    pairs = scores.sum(-3).square() - scores.square().sum(-3)  # products of two different noises
-    return pairs.sum(-1) / (24 * n * (n - 1))
-
-
-def variance_prediction(log_prob: Tensor) -> Tensor:
-    """``Var_u[log p(y + u)] / 2``, nats: ``(..., n, B) -> (..., B)``, unbiased from n >= 2 noises.
-
-    The second cumulant of the gap ``log E_u exp(log p) - E_u log p``: slopes, curvature and what the noises
-    of different dimensions do together. Ledger D4, D8.
-    """
-    return 0.5 * log_prob.var(-2)
 
 
 def pixel_entropy(levels: Tensor, num_levels: int) -> float:
@@ -236,18 +215,23 @@ def _compared(
     """The three models of one data set: their bits/dim and the gains, a row for each seed."""
     generator = torch.Generator().manual_seed(_INITIAL_SEED)
     flow = stacked_flow(train, settings, generator)
-    noise = stacked_noise(train, num_levels, settings, generator)
-    joint, joint_noise, uniform = copy.deepcopy(flow), copy.deepcopy(noise), UniformDequantizer()
+    noise = local_noise(train, num_levels, settings, generator)
+    uniform = UniformDequantizer()
+    joint, joint_noise, other = copy.deepcopy(flow), copy.deepcopy(noise), copy.deepcopy(flow)
+    dense = dense_noise(train, num_levels, settings, generator)
     maximise(flow, uniform, flow.parameters(), train, settings)
     maximise(joint, joint_noise, [*joint.parameters(), *joint_noise.parameters()], train, settings)
+    maximise(other, dense, [*other.parameters(), *dense.parameters()], train, settings)
     flow.requires_grad_(False)
     maximise(flow, noise, noise.parameters(), train, settings)
-    pairs = {"uniform": (flow, uniform), "variational": (joint, joint_noise), "afterwards": (flow, noise)}
+    pairs = {"uniform": (flow, uniform), "variational": (joint, joint_noise), "dense": (other, dense),
+             "afterwards": (flow, noise)}  # fmt: skip
     found = {model: _bits(*pair, train, test, settings) for model, pair in pairs.items()}
     own, joint_bits, later = found["uniform"], found["variational"], found["afterwards"]
     gains = {
         "gain": own["test"] - joint_bits["test"],
         "gain_iw": own["test_iw"] - joint_bits["test_iw"],
+        "gain_dense": own["test"] - found["dense"]["test"],
         "gain_afterwards": own["test"] - later["test"],
         "gap": own["test"] - torch.minimum(own["test_iw"], later["test_iw"]),
     } | _predictions(flow, test, settings)
