@@ -16,7 +16,7 @@ from torch import Tensor
 def kl_divergence(log_p: Tensor, log_q: Tensor, weights: Tensor) -> Tensor:
     """KL(p || q) = ``integral of p (log p - log q)``, in nats.
 
-    Infinite if q vanishes where p does not; nodes where p vanishes count nothing.
+    Infinite if q vanishes where p does not; nodes where p vanishes count nothing. Ledger V6.
     Shapes: ``log_p`` and ``log_q`` ``(..., N)``, ``weights`` ``(N,)``, result ``(...)``.
     Raises ``ValueError`` if the numbers of nodes differ.
     """

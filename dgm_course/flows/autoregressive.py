@@ -78,7 +78,7 @@ class InverseAutoregressiveFlow(_Autoregressive):
     """IAF: ``x_j = mu_j(z_<j) + sigma_j(z_<j) z_j``, log-determinant ``+sum log sigma`` of ``forward``.
 
     ``forward`` (sampling) takes one network pass; ``inverse`` (the density of a given x) is sequential. With
-    :func:`iaf_parameters` it is a MAF run the other way. Ledger F5; Kingma et al. 2016. Arguments and errors
+    :func:`iaf_parameters` it is a MAF run the other way. Ledger F5, V3; Kingma et al. 2016. Arguments, errors
     as :class:`MaskedAutoregressiveFlow`.
     """
 

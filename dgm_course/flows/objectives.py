@@ -22,7 +22,8 @@ def reverse_kl(
 
     Their mean estimates ``KL(p || pi) - log Z`` for a target known up to its normaliser Z
     (``target = Z pi``), with reparametrised gradients. The forward KL needs no function: it is the mean of
-    ``-flow.log_prob(x)`` over data, up to the data's entropy. Ledger F2.
+    ``-flow.log_prob(x)`` over data, up to the data's entropy. With ``target(z) = p(x, z)`` each is minus one
+    sample of the ELBO of a flow posterior, and log Z is log p(x). Ledger F2, V2.
     """
     x, log_prob = flow.rsample_with_log_prob((num_samples,), generator=generator)
     return log_prob - log_target(x)

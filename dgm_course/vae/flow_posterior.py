@@ -66,9 +66,11 @@ class FlowPosteriorVAE(VAE):
         self, x: Tensor, *, generator: torch.Generator | None = None, num_samples: int = 1
     ) -> ELBOTerms:
         """The ELBO's terms at ``x (..., m)``, both from reparametrised samples of z_0. Ledger V2."""
-        z, log_q = self.posterior_sample(x, num_samples=num_samples, generator=generator)
-        log_likelihood = self.decoder.log_prob(x, z).mean(-2)
-        kl = (log_q - self.prior_log_prob(z)).mean(-2)
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}: ask for some samples")
+        z, log_q = self._sample(x, num_samples, generator)  # ([E,] S, ..., d), ([E,] S, ...)
+        log_likelihood = self.decoder.log_prob(x, z).mean(self._sample_dim)
+        kl = (log_q - self.prior_log_prob(z)).mean(self._sample_dim)
         return ELBOTerms(log_likelihood, kl.unsqueeze(-1))
 
     def posterior_sample(
@@ -82,13 +84,35 @@ class FlowPosteriorVAE(VAE):
         """K samples ``z_K ([E,] K, B, d)`` of q(z|x) and ``log q(z_K|x) ([E,] K, B)``, nats; reparametrised.
 
         With ``stop_score`` log q is computed through ``flow.inverse``, whose parameters, and the encoder's,
-        are held fixed there. Arguments and errors as in :meth:`VAE.log_weights`.
+        are held fixed there: the same value, but for rounding, and only the path gradient. Arguments and
+        errors as in :meth:`VAE.log_weights`.
         """
         self._check_draw(x, num_samples)
-        mean, log_var, context = self._encode_all(x)
-        z0 = self._draw(mean, log_var, num_samples, generator)
-        mean, log_var = mean.unsqueeze(self._sample_dim), log_var.unsqueeze(self._sample_dim)
-        context = None if context is None else context.unsqueeze(self._sample_dim)
+        return self._sample(x, num_samples, generator, stop_score)
+
+    def posterior_log_prob(self, z: Tensor, x: Tensor) -> Tensor:
+        """``log q(z|x)`` of any z, by ``flow.inverse``: ``z ([E,] S, B, d)``, ``x (B, m)``: ``([E,] S, B)``.
+
+        For a grid of z: ``z.unsqueeze(1)`` has the shape ``(S, 1, d)`` and meets every x. Ledger V1. Raises
+        ``ValueError`` for a z of another size.
+        """
+        if z.shape[-1:] != (self.latent_dim,):
+            raise ValueError(
+                f"z must end in latent_dim = {self.latent_dim} entries, got {tuple(z.shape)}: its last "
+                "dimension holds one latent"
+            )
+        mean, log_var, context = self._beside_samples(*self._encode_all(x))
+        shape = torch.broadcast_shapes(z.shape, mean.shape)
+        z0, log_det = self.flow.inverse(z.expand(shape), context)
+        return gaussian_log_prob(z0, mean, log_var) + log_det
+
+    def _sample(
+        self, x: Tensor, num_samples: int, generator: torch.Generator | None, stop_score: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`posterior_sample` of an ``x (..., m)``."""
+        parameters = self._encode_all(x)
+        z0 = self._draw(*parameters[:2], num_samples, generator)
+        mean, log_var, context = self._beside_samples(*parameters)
         z, log_det = self.flow(z0, context)
         if not stop_score:
             return z, gaussian_log_prob(z0, mean, log_var) - log_det
@@ -97,17 +121,9 @@ class FlowPosteriorVAE(VAE):
         back, log_det_back = functional_call(Inverse(self.flow), frozen, (z, context))
         return z, gaussian_log_prob(back, mean.detach(), log_var.detach()) + log_det_back
 
-    def posterior_log_prob(self, z: Tensor, x: Tensor) -> Tensor:
-        """``log q(z|x)`` of any z, by ``flow.inverse``: ``z ([E,] S, B, d)``, ``x (B, m)``: ``([E,] S, B)``.
-
-        For a grid of z: ``z.unsqueeze(1)`` has the shape ``(S, 1, d)`` and meets every x. Ledger V1.
-        """
-        mean, log_var, context = (
-            None if value is None else value.unsqueeze(self._sample_dim) for value in self._encode_all(x)
-        )
-        shape = torch.broadcast_shapes(z.shape, mean.shape)
-        z0, log_det = self.flow.inverse(z.expand(shape), context)
-        return gaussian_log_prob(z0, mean, log_var) + log_det
+    def _beside_samples(self, *values: Tensor | None) -> list[Tensor | None]:
+        """``([E,] ..., d)`` with a dimension for the samples, ``([E,] 1, ..., d)``."""
+        return [None if value is None else value.unsqueeze(self._sample_dim) for value in values]
 
     def _encode_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         parameters, d = self.encoder(x), self.latent_dim

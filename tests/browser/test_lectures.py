@@ -55,6 +55,8 @@ DEMOS = {
         "beta_surgery.tabulate(plane, betas, digits.train_x, digits.train_y), **values))",
     "prior_choice":
         "prior_choice.numbers(prior_choice.compute(prior_choice.tabulate(fitted, digits.test_x), **values))",
+    "target_depth": "target_depth.numbers(target_depth.compute(target_depth.tabulate(depth_fits), **values))",
+    "four_points": "four_points.numbers(four_points.compute(four_points.tabulate(four_models), **values))",
 }  # fmt: skip
 
 
@@ -94,6 +96,13 @@ EXPECTED = {
         wrong="def mog_log_prob(z, means, log_vars, logits):\n"
         "    return torch.logsumexp(logits + gaussian.gaussian_log_prob(z[:, None], means, log_vars), -1)",
         hint="have to sum to 1 first",
+    ),
+    "06_flows_in_vae": Expected(
+        demos=demos_of("target_depth", "four_points"),
+        exercise="iaf_step",
+        wrong="def iaf_step(z, mu, log_sigma):\n"
+        "    return mu + log_sigma.exp() * z, -log_sigma.sum(-1)",
+        hint="way back",
     ),
 }
 
@@ -192,8 +201,8 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
     cells = [
         "import torch\nfrom dgm_course import data, flows, nets, vae\n"
         "from dgm_course.demos import beta_surgery, dequantization_noise, discretized_logistic, flow_depth\n"
-        "from dgm_course.demos import gradient_noise, importance_bound, phase_diagram, planar_by_hand\n"
-        "from dgm_course.demos import prior_choice, receptive_field",
+        "from dgm_course.demos import four_points, gradient_noise, importance_bound, phase_diagram\n"
+        "from dgm_course.demos import planar_by_hand, prior_choice, receptive_field, target_depth",
         "eigenvalues = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)\nphase_diagram.show(eigenvalues)",
         "bit_vaes = receptive_field.train_default(steps=20, progress=False)\nreceptive_field.show(bit_vaes)",
         "importance_bound.show()",
@@ -210,6 +219,9 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
         "beta_surgery.show(plane, betas, digits.train_x, digits.train_y)",
         "fitted = prior_choice.fit_priors(nets.member(plane, 0).encoder, digits.train_x, steps=5)\n"
         "prior_choice.show(fitted, digits.test_x)",
+        "depth_fits = target_depth.fit_default(depths=(0, 1, 2, 4), steps=20, starts=1, progress=False)\n"
+        "target_depth.show(depth_fits)",
+        "four_models = four_points.train_default(steps=20, progress=False)\nfour_points.show(four_models)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

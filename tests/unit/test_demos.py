@@ -19,23 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from PIL import Image
-from small_latents import small_beta_surgery, small_prior_choice
+from small_demos import MOVES, shown
 
-from dgm_course.data import enumerable_binary, two_moons
-from dgm_course.demos import (
-    dequantization_noise,
-    discretized_logistic,
-    flow_depth,
-    gradient_noise,
-    importance_bound,
-    phase_diagram,
-    planar_by_hand,
-    receptive_field,
-)
+from dgm_course.data import enumerable_binary
+from dgm_course.demos import phase_diagram, receptive_field
 from dgm_course.demos.engine import LiveDemo
-from dgm_course.flows import AffineCoupling, Compose, Flow, half_mask
 from dgm_course.gaussian import gaussian_kl
-from dgm_course.nets import MLP
 from dgm_course.pictures import fast_png
 from dgm_course.vae import VAE
 
@@ -43,41 +32,6 @@ from dgm_course.vae import VAE
 @pytest.fixture(scope="module")
 def vae() -> VAE:
     return receptive_field.train_default(steps=30, progress=False)
-
-
-MOVES = {
-    "phase_diagram": [{"beta": 4.0}, {"sigma2": 0.06}, {"beta": 0.1, "sigma2": 5.0}, {"beta": 10.0}],
-    "receptive_field": [{"r": 0}, {"r": 7}, {"r": 4}],
-    "importance_bound": [
-        {"num_samples": 1}, {"num_samples": 1000}, {"mean": -2.0, "sd": importance_bound.SD_RANGE[0]},
-        {"mean": 2.0, "sd": importance_bound.SD_RANGE[1], "num_samples": 20},
-    ],
-    "gradient_noise": [{"num_samples": 1}, {"num_averaged": 1, "num_samples": 1000}, {"num_averaged": 50}],
-    "flow_depth": [{"k": 0}, {"k": 4}, {"k": 1}],
-    "planar_by_hand": [
-        {"push": -1.0}, {"push": -2.0}, {"shift": 2.0}, {"angle": 120.0}, {"steepness": 4.0, "push": 4.0},
-    ],
-    "discretized_logistic": [{"rule": "on"}, {"mean": 22.0}, {"num_levels": "5"}, {"mean": 1.0}],
-    "dequantization_noise": [{"best": "shown"}, {"level": 6}, {"num_samples": 64}, {"shift": -1.0}],
-    "beta_surgery": [{"beta": 0.1}, {"beta": 8.0}],
-    "prior_choice": [{"size": 1}, {"kind": "q_agg"}, {"kind": "MAF", "size": 3}, {"kind": "N(0, I)"}],
-}  # fmt: skip
-
-
-def shown(name: str, vae: VAE) -> LiveDemo:
-    shows = {module.__name__.rpartition(".")[2]: module.show
-             for module in (dequantization_noise, discretized_logistic, gradient_noise, importance_bound,
-                            phase_diagram, planar_by_hand)}  # fmt: skip
-    shows |= {"beta_surgery": small_beta_surgery, "prior_choice": small_prior_choice}
-    if name == "flow_depth":
-        return flow_depth.show(small_flow(), two_moons())
-    return receptive_field.show(vae) if name == "receptive_field" else shows[name]()
-
-
-def small_flow() -> Flow:
-    kind = {"activation": torch.tanh, "generator": torch.Generator().manual_seed(0)}
-    layers = [AffineCoupling(half_mask(2, first=k % 2 == 0), MLP([1, 8, 2], **kind)) for k in range(4)]
-    return Flow(Compose(layers), 2)
 
 
 @pytest.fixture(params=MOVES)
