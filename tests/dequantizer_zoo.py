@@ -1,4 +1,4 @@
-"""Every dequantizer, ready to be tested by law; a quadrature of the unit cube."""
+"""Every dequantizer, ready to be tested by law; a density of the plane; a quadrature of the unit cube."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgm_course.dequantization import (
     Dequantizer,
     UniformDequantizer,
     VariationalDequantizer,
 )
+from dgm_course.flows import Compose, FixedAffine, Flow, realnvp_transform
 from dgm_course.numerics import gauss_legendre
 
 F64 = torch.float64
@@ -39,6 +40,12 @@ ZOO: dict[str, tuple[Make, int]] = {
         ),
         1,
     ),
+    "neighbourhood": (
+        lambda e, g: VariationalDequantizer.neighbourhood(
+            (1, 1, 2), LEVELS, hidden=8, members=e, generator=g
+        ),
+        2,
+    ),
 }
 every = pytest.mark.parametrize("name", ZOO)
 learned = pytest.mark.parametrize("name", [name for name in ZOO if name != "uniform"])
@@ -50,14 +57,28 @@ def seeded(seed: int = 3, device: torch.device | str = "cpu") -> torch.Generator
     return torch.Generator(device).manual_seed(seed)
 
 
-def build(name: str, members: int | None = None, *, spread: float = 0.3, seed: int = 0) -> Dequantizer:
-    """In float64, its parameters moved off their initial values: nothing holds by being uniform."""
-    noise = ZOO[name][0](members, seeded(seed)).double()
-    generator = seeded(seed + 1000)
+def moved(module: nn.Module, spread: float = 0.1, seed: int = 7) -> nn.Module:
+    """In float64, off the initial values."""
+    generator = seeded(seed)
+    module.double()
     with torch.no_grad():
-        for parameter in noise.parameters():
+        for parameter in module.parameters():
             parameter.add_(spread * torch.randn(parameter.shape, dtype=F64, generator=generator))
-    return noise
+    return module
+
+
+def build(name: str, members: int | None = None, *, spread: float = 0.1, seed: int = 0) -> Dequantizer:
+    """Off its initial values, so that nothing holds by being uniform; not so far that u crowds at 1.
+
+    There 1 - u has lost the digits that the density needs.
+    """
+    return moved(ZOO[name][0](members, seeded(seed)), spread, seed + 1000)
+
+
+def plane_flow(members: int | None = None) -> Flow:
+    """RealNVP of the plane, over levels 0, ..., 5."""
+    transform = realnvp_transform(2, num_layers=2, hidden=[6], members=members, generator=seeded(2))
+    return moved(Flow(Compose([transform, FixedAffine(3.0, 1.7)]), 2))
 
 
 def levels(*shape: int, seed: int = 1) -> Tensor:

@@ -45,13 +45,13 @@ def dequantization_log_weights(
     """``log p(y + u_k) - log q(u_k|y)``, ``u_k ~ q(u|y)``: ``y (..., B, m)`` gives ``(..., K, B)``, nats.
 
     ``E exp`` of each is P(y). The three bounds are averages of these, in two ways. Ledger D5, D6. Raises
-    ``ValueError`` without samples, for a y that is not ``(..., B, m)``, and if ``log_prob`` gives another
-    shape than ``(..., K, B)``.
+    ``ValueError`` without samples, for a y that is not ``(..., B, m)`` or holds no whole numbers, and if
+    ``log_prob`` gives another shape than ``(..., K, B)``.
     """
     u, log_q = dequantizer.rsample(y, num_samples, generator=generator)  # (..., K, B, m), (..., K, B)
     x = dequantize(y.unsqueeze(-3), u)
     log_p = log_prob(x)
-    if log_p.shape[-2:] != x.shape[-3:-1]:
+    if log_p.shape != x.shape[:-1]:
         raise ValueError(
             f"log_prob must give one number for each x, {tuple(x.shape[:-1])} for {tuple(x.shape)}, got "
             f"{tuple(log_p.shape)}: sum over the dimensions (torch.distributions.Independent does)"

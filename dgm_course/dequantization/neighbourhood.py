@@ -54,7 +54,7 @@ class Neighbourhood(nn.Module):
         steps = torch.asinh(0.5 * self.num_levels * (around - centre))  # (N, C, 9 C, H W)
         which = torch.eye(channels, dtype=y.dtype, device=y.device).unsqueeze(-1)  # (C, C, 1)
         found = torch.cat([steps, centre, which.expand(len(pictures), -1, -1, height * width)], dim=2)
-        return found.mT.reshape(*y.shape, -1)
+        return found.mT.reshape(*y.shape, found.shape[2])
 
     def forward(self, y: Tensor) -> Tensor:
         """``(..., C H W) -> (..., 2 C H W)``, with E in front if stacked."""

@@ -7,6 +7,8 @@ import abc
 import torch
 from torch import Tensor
 
+from dgm_course.logistic_mixture.checks import check_whole
+from dgm_course.logistic_mixture.sampling import uniform_noise
 from dgm_course.nets import Stackable
 
 
@@ -39,7 +41,7 @@ class UniformDequantizer(Dequantizer):
     def rsample(
         self, y: Tensor, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Uniform noise and zeros. Raises ``ValueError`` without data or samples."""
+        """Uniform noise and zeros. Raises ``ValueError`` as :func:`sample_shape` does."""
         u = uniform_noise(sample_shape(y, num_samples, self.members), like=y, generator=generator)
         return u, u.new_zeros(u.shape[:-1])
 
@@ -54,7 +56,8 @@ class UniformDequantizer(Dequantizer):
 def sample_shape(y: Tensor, num_samples: int, members: int | None = None) -> tuple[int, ...]:
     """``(..., n, B, m)`` for ``y (..., B, m)``, with E in front where a stack shares the data.
 
-    Raises ``ValueError`` unless y has a batch dimension and ``num_samples >= 1``, and for another E.
+    Raises ``ValueError`` unless y has a batch dimension and holds whole numbers (negative ones too) and
+    ``num_samples >= 1``, and for another E.
     """
     if y.dim() < 2:
         raise ValueError(
@@ -62,6 +65,7 @@ def sample_shape(y: Tensor, num_samples: int, members: int | None = None) -> tup
         )
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}: it is the K of the bound")
+    check_whole(y)
     *lead, rows, entries = y.shape
     if members is not None and not lead:
         lead = [members]
@@ -72,36 +76,10 @@ def sample_shape(y: Tensor, num_samples: int, members: int | None = None) -> tup
     return (*lead, num_samples, rows, entries)
 
 
-def uniform_noise(
-    shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """Uniform on the open interval (0, 1), in the dtype of ``like`` (the default dtype for integers).
-
-    ``torch.rand`` gives multiples of eps/2, 0 among them: that one becomes eps/4, as far from 0 as it may be,
-    and not the least number of the dtype, of which ``logit`` would make an outlier (-87 in float32, not -17).
-    """
-    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    noise = torch.rand(shape, dtype=dtype, device=like.device, generator=generator)
-    limits = torch.finfo(dtype)
-    return noise.clamp_(limits.eps / 4, 1.0 - limits.eps / 2)
-
-
 def check_inside(u: Tensor) -> None:
     """``ValueError`` unless u lies strictly inside the unit cube."""
     if u.numel() and not bool(((u > 0) & (u < 1)).all()):
         raise ValueError(
             f"noise within a bin lies strictly between 0 and 1, got {float(u.min()):.4g} to "
             f"{float(u.max()):.4g}: subtract the level, u = x - y"
-        )
-
-
-def check_levels(y: Tensor, num_levels: int) -> None:
-    """``ValueError`` unless y holds whole numbers within 0, ..., num_levels - 1."""
-    if not y.numel():
-        return
-    low, high = float(y.min()), float(y.max())
-    if not (low >= 0 and high <= num_levels - 1) or (y.is_floating_point() and not torch.equal(y, y.round())):
-        raise ValueError(
-            f"y must hold the levels 0, ..., {num_levels - 1}, got values from {low:.4g} to {high:.4g}: pass "
-            "whole numbers, neither scaled nor with noise added"
         )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
+from dgm_course.dequantization.neighbourhood import ContextAffine, Neighbourhood
 from dgm_course.dequantization.noise import (
     Dequantizer,
     check_inside,
-    check_levels,
     sample_shape,
-    uniform_noise,
 )
 from dgm_course.flows import Sigmoid, Transform, autoregressive_transform, realnvp_transform
+from dgm_course.logistic_mixture import logistic_log_prob
+from dgm_course.logistic_mixture.checks import check_levels
+from dgm_course.logistic_mixture.sampling import uniform_noise
 from dgm_course.nets import MLP, members_of
-from dgm_course.numerics import sum_except_batch
 
 
 class VariationalDequantizer(Dequantizer):
@@ -98,6 +100,24 @@ class VariationalDequantizer(Dequantizer):
         net = MLP([num_dims, hidden, context], members=members, generator=generator)
         return cls(transform, net, num_levels)
 
+    @classmethod
+    def neighbourhood(
+        cls,
+        image_shape: Sequence[int],
+        num_levels: int,
+        *,
+        hidden: int = 32,
+        members: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VariationalDequantizer:
+        """Noise of pictures ``(C, H, W)``, independent given y: each entry's reads its 3 x 3 neighbourhood.
+
+        Two numbers an entry, ``u = sigmoid(a + b epsilon)``, from one small network for all places; starts
+        uniform. :class:`dgm_course.dequantization.neighbourhood.Neighbourhood` says what it sees.
+        """
+        settings = {"hidden": hidden, "members": members, "generator": generator}
+        return cls(ContextAffine(), Neighbourhood(image_shape, num_levels, **settings), num_levels)
+
     def rsample(
         self, y: Tensor, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -107,7 +127,7 @@ class VariationalDequantizer(Dequantizer):
         epsilon = torch.logit(uniform_noise(shape, like=conditions, generator=generator))
         z, log_det = self.transform(epsilon, conditions)
         u, squash_log_det = self.squash(z)
-        return u, _logistic_log_prob(epsilon) - log_det - squash_log_det
+        return u, logistic_log_prob(epsilon, 0.0, 0.0).sum(-1) - log_det - squash_log_det
 
     def log_prob(self, u: Tensor, y: Tensor) -> Tensor:
         """``log q(u|y)``, through the flow's ``inverse``; ``ValueError`` for u outside the open unit cube.
@@ -120,7 +140,7 @@ class VariationalDequantizer(Dequantizer):
             u = u.expand(self.members, *u.shape)
         z, squash_log_det = self.squash.inverse(u)
         epsilon, log_det = self.transform.inverse(z, self._conditions(y))
-        return _logistic_log_prob(epsilon) + log_det + squash_log_det
+        return logistic_log_prob(epsilon, 0.0, 0.0).sum(-1) + log_det + squash_log_det
 
     def _conditions(self, y: Tensor) -> Tensor:
         """What the networks know of y, with a dimension for the samples: ``(..., 1, B, c)``."""
@@ -129,8 +149,3 @@ class VariationalDequantizer(Dequantizer):
         dtype = next(self.parameters(), default).dtype
         centred = (y.to(dtype) + 0.5) * (2.0 / self.num_levels) - 1.0
         return self.context(centred).unsqueeze(-3)
-
-
-def _logistic_log_prob(epsilon: Tensor) -> Tensor:
-    """Of a vector of independent standard logistic entries: ``(..., m) -> (...)``."""
-    return sum_except_batch(logsigmoid(epsilon) + logsigmoid(-epsilon), epsilon.dim() - 1)

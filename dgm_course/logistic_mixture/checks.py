@@ -1,9 +1,11 @@
-"""What every function of the discretized mixture asks of its arguments."""
+"""What the functions of levels ask of their arguments: here, in pixel models and in dequantization."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from dgm_course.logistic_mixture.inputs import out_of_inference_mode
 
 
 def check_num_levels(num_levels: int) -> None:
@@ -17,23 +19,39 @@ def check_levels(y: Tensor, num_levels: int) -> None:
     check_num_levels(num_levels)
     if y.numel() == 0:
         return
-    low, high = float(y.min()), float(y.max())
-    whole = not y.is_floating_point() or torch.equal(y, y.round())
-    if not (low >= 0 and high <= num_levels - 1 and whole):
-        raise ValueError(
-            f"y must hold the levels 0, ..., {num_levels - 1}, got values from {low:g} to {high:g}: pass "
-            "whole numbers, neither scaled nor with noise added"
-        )
+    if not (_is_whole(y) and float(y.min()) >= 0 and float(y.max()) <= num_levels - 1):
+        raise _refusal(y, f"the levels 0, ..., {num_levels - 1}")
 
 
-def check_constant_levels(y: Tensor, num_levels: int) -> None:
-    """As :func:`check_levels`; and ``ValueError`` if y is waiting for a gradient, which it does not get."""
+def check_whole(y: Tensor) -> None:
+    """``ValueError`` unless y holds whole numbers, of whatever sign and size."""
+    if y.numel() and not (_is_whole(y) and bool(y.isfinite().all())):
+        raise _refusal(y, "levels")
+
+
+def _is_whole(y: Tensor) -> bool:
+    return not y.is_floating_point() or torch.equal(y, y.round())
+
+
+def _refusal(y: Tensor, wanted: str) -> ValueError:
+    return ValueError(
+        f"y must hold {wanted}, got values from {float(y.min()):g} to {float(y.max()):g}: pass whole "
+        "numbers, neither scaled nor with noise added"
+    )
+
+
+def as_constant_levels(y: Tensor, num_levels: int) -> Tensor:
+    """y, which autograd may keep; ``ValueError`` if it waits for a gradient, which it does not get.
+
+    Else as :func:`check_levels`.
+    """
     if y.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "y holds levels, for which there is no gradient, but it requires one: pass y.detach(), or, to "
-            "move levels continuously, write the mixture with discretized_logistic_log_prob"
+            "move levels continuously, write a mixture with discretized_logistic_log_prob"
         )
     check_levels(y, num_levels)
+    return out_of_inference_mode(y)
 
 
 def check_colour(y: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dgm_course.logistic_mixture.checks import check_levels
+from dgm_course.logistic_mixture.inputs import common_dtype, in_common_dtype
 
 
 def discretized_logistic_log_prob(
@@ -24,22 +24,22 @@ def discretized_logistic_log_prob(
 
     Finite for all finite parameters: a log-scale beyond 80 in size (float64: 600) counts as 80 (600), and a
     distance beyond 1e30 scales (1e300) as that, with gradient 0 there. Ledger D2; Salimans et al. 2017,
-    "PixelCNN++". Raises ``ValueError`` for a y that is no level.
+    "PixelCNN++". In the widest dtype of the three, float32 at least. Raises ``ValueError`` for a y that is no
+    level.
     """
     check_levels(y, num_levels)
-    dtypes = [t.dtype for t in (y, mean, log_scale) if isinstance(t, Tensor) and t.is_floating_point()]
-    dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
-    mean, log_scale = (
-        t.to(dtype) if isinstance(t, Tensor) else torch.tensor(t, dtype=dtype, device=y.device)
-        for t in (mean, log_scale)
-    )
-    y = y.to(dtype)
-    return _log_prob(y, mean, log_scale, num_levels)
+    return _log_prob(*in_common_dtype(y, mean, log_scale), num_levels)
+
+
+def inverse_scale_of(log_scale: Tensor) -> Tensor:
+    """``1/s``, a number other than 0: a log-scale beyond 80 in size (float64: 600) counts as 80 (600)."""
+    most = 600.0 if log_scale.dtype == torch.float64 else 80.0
+    return torch.exp(-log_scale.clamp(-most, most))
 
 
 def _log_prob(y: Tensor, mean: Tensor, log_scale: Tensor, num_levels: int) -> Tensor:
-    most_log_scale, most_scales = (600.0, 1e300) if y.dtype == torch.float64 else (80.0, 1e30)
-    inverse_scale = torch.exp(-log_scale.clamp(-most_log_scale, most_log_scale))
+    most_scales = 1e300 if y.dtype == torch.float64 else 1e30
+    inverse_scale = inverse_scale_of(log_scale)
     above = ((y + 0.5 - mean) * inverse_scale).clamp(-most_scales, most_scales)
     below = ((y - 0.5 - mean) * inverse_scale).clamp(-most_scales, most_scales)
     closed_below, closed_above = (y > 0).to(y.dtype), (y < num_levels - 1).to(y.dtype)
@@ -62,7 +62,7 @@ def coupled_means(y: Tensor, mean: Tensor, coefficients: Tensor, num_levels: int
 
 
 def plain_log_prob(y: Tensor, parameters: Sequence[Tensor], num_levels: int) -> Tensor:
-    """The mixture's log-probability as it is written: ``y (..., C)`` gives ``(...)``.
+    """The mixture's log-probability as it is written: levels ``y (..., C)`` give ``(...)``.
 
     ``parameters`` are the logits ``(..., K)``, mean and log-scale ``(..., C, K)``, and for three coupled
     channels the coefficients ``(..., 3, K)``. Differentiable any number of times.
@@ -70,5 +70,6 @@ def plain_log_prob(y: Tensor, parameters: Sequence[Tensor], num_levels: int) -> 
     logits, mean, log_scale, *coefficients = parameters
     if coefficients:
         mean = coupled_means(y, mean, coefficients[0], num_levels)
-    channels = discretized_logistic_log_prob(y.unsqueeze(-1), mean, log_scale, num_levels=num_levels)
+    dtype = common_dtype(y, mean, log_scale)
+    channels = _log_prob(y.unsqueeze(-1).to(dtype), mean.to(dtype), log_scale.to(dtype), num_levels)
     return torch.logsumexp(torch.log_softmax(logits, dim=-1) + channels.sum(-2), dim=-1)

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from dgm_course.logistic_mixture.inputs import in_common_dtype
+
 
 def logistic_log_prob(x: Tensor, mean: Tensor | float, log_scale: Tensor | float) -> Tensor:
     """``log sigmoid'((x - mean) / s) - log s``, ``s = exp(log_scale)``, in nats; all arguments broadcast.
 
-    Stable for any x: the tails fall like ``exp(-|x - mean| / s)``. Ledger D2.
+    Stable for any x: the tails fall like ``exp(-|x - mean| / s)``. In the widest dtype of the three, float32
+    at least; x may hold integers. Ledger D2.
     """
-    log_scale = torch.as_tensor(log_scale, dtype=x.dtype, device=x.device)
+    x, mean, log_scale = in_common_dtype(x, mean, log_scale)
     z = (x - mean) * torch.exp(-log_scale)
     return logsigmoid(z) + logsigmoid(-z) - log_scale
 
@@ -23,5 +26,6 @@ def logistic_mixture_log_prob(x: Tensor, logits: Tensor, mean: Tensor, log_scale
     ``x (...)`` and parameters ``(..., K)``, whose leading dimensions broadcast, give ``(...)``. A product of
     such densities over the last dimension is the usual continuous model of a pixel vector. Ledger D4.
     """
-    components = logistic_log_prob(x.unsqueeze(-1), mean, log_scale)  # (..., K)
+    x, logits, mean, log_scale = in_common_dtype(x.unsqueeze(-1), logits, mean, log_scale)
+    components = logistic_log_prob(x, mean, log_scale)  # (..., K)
     return torch.logsumexp(torch.log_softmax(logits, dim=-1) + components, dim=-1)

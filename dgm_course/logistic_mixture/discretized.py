@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dgm_course.logistic_mixture.checks import (
+    as_constant_levels,
     check_colour,
     check_components,
-    check_constant_levels,
     check_device,
     check_rgb,
 )
 from dgm_course.logistic_mixture.components import plain_log_prob
-from dgm_course.logistic_mixture.streamed import is_streamable, streamed_log_prob
+from dgm_course.logistic_mixture.inputs import common_dtype, out_of_inference_mode
+from dgm_course.logistic_mixture.streamed import is_streamable, leading_dimensions, streamed_log_prob
+
+#: Up to this many numbers, pixels times channels times components, the plain formula is the fastest way.
+SMALL = 2**11
 
 
 def discretized_logistic_mixture_log_prob(
@@ -29,11 +34,13 @@ def discretized_logistic_mixture_log_prob(
 
     The gradient is computed together with the value, some pixels at a time, for log-scales within 20 and
     means within 1e10 in size (coefficients of colours: 1e6); the memory that takes is that of the gradient.
-    Any other call goes through the plain formula, slower and with more memory: finite for all finite
-    parameters, if not exact where ``discretized_logistic_log_prob`` says so. So do second derivatives
-    (``create_graph=True``). ``torch.func`` is refused with a ``RuntimeError``: there, write the mixture with
-    ``discretized_logistic_log_prob`` and ``torch.logsumexp``.
+    Any other call, and all within ``torch.compile``, goes through the plain formula, slower and with more
+    memory: finite for all finite parameters, if not exact where ``discretized_logistic_log_prob`` says so. So
+    do second derivatives (``create_graph=True``), and what is small (``SMALL``), in float64. Beyond that,
+    forward-mode derivatives and ``torch.func`` are refused with a ``RuntimeError``: there, write the mixture
+    with ``discretized_logistic_log_prob`` and ``torch.logsumexp``.
 
+    In the arguments' widest dtype, float32 at least: half precision is too coarse for the edges of bins.
     Ledger D3; Salimans et al. 2017, "PixelCNN++". Raises ``ValueError`` for a y that is no level or requires
     a gradient, and for parameters with different K or on another device.
     """
@@ -63,10 +70,12 @@ def rgb_logistic_mixture_log_prob(
 
 def _log_prob(y: Tensor, parameters: Sequence[Tensor], num_levels: int) -> Tensor:
     check_device(y, *parameters)
-    check_constant_levels(y, num_levels)
-    dtype = y.dtype if y.is_floating_point() else parameters[0].dtype
-    for t in parameters:
-        dtype = torch.promote_types(dtype, t.dtype)
-    parameters = [t.to(dtype) for t in parameters]
-    log_prob = streamed_log_prob if is_streamable(parameters) else plain_log_prob
-    return log_prob(y, parameters, num_levels)
+    y = as_constant_levels(y, num_levels)
+    dtype = common_dtype(y, *parameters)
+    parameters = [out_of_inference_mode(t).to(dtype) for t in parameters]
+    if torch.compiler.is_compiling() or not is_streamable(parameters):
+        return plain_log_prob(y, parameters, num_levels)
+    pixels = math.prod(torch.broadcast_shapes(*leading_dimensions(y, parameters)))
+    if pixels * math.prod(parameters[1].shape[-2:]) <= SMALL:
+        return plain_log_prob(y, [t.double() for t in parameters], num_levels).to(dtype)
+    return streamed_log_prob(y, parameters, num_levels)

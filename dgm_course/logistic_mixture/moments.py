@@ -12,7 +12,12 @@ from dgm_course.logistic_mixture.checks import (
     check_num_levels,
     check_rgb,
 )
-from dgm_course.logistic_mixture.components import coupled_means, discretized_logistic_log_prob
+from dgm_course.logistic_mixture.components import (
+    coupled_means,
+    discretized_logistic_log_prob,
+    inverse_scale_of,
+)
+from dgm_course.logistic_mixture.inputs import in_common_dtype
 
 
 def discretized_logistic_mixture_mean(
@@ -21,10 +26,12 @@ def discretized_logistic_mixture_mean(
     """``E[y] = sum_k w_k sum_t P_k(y >= t)``: parameters ``(..., K)`` give ``(...)``, in levels.
 
     The mean of the discretized law, so always within 0, ..., L - 1, also where the logistic's own mean is
-    not. Ledger D3. Raises ``ValueError`` for parameters with different K.
+    not. In the widest dtype, float32 at least. Ledger D3. Raises ``ValueError`` for parameters with different
+    K.
     """
     check_num_levels(num_levels)
     check_components(logits, mean, log_scale)
+    logits, mean, log_scale = in_common_dtype(logits, mean, log_scale)
     return (torch.softmax(logits, dim=-1) * _component_means(mean, log_scale, num_levels)).sum(-1)
 
 
@@ -40,6 +47,7 @@ def rgb_logistic_mixture_mean(
     check_colour(y)
     check_levels(y, num_levels)
     check_rgb(logits, mean, log_scale, coefficients)
+    logits, mean, log_scale, coefficients = in_common_dtype(logits, mean, log_scale, coefficients)
     means = coupled_means(y, mean, coefficients, num_levels)  # (..., 3, K)
     seen = discretized_logistic_log_prob(y.unsqueeze(-1), means, log_scale, num_levels=num_levels)
     earlier = torch.cat([torch.zeros_like(seen[..., :1, :]), seen[..., :2, :].cumsum(-2)], dim=-2)
@@ -49,7 +57,7 @@ def rgb_logistic_mixture_mean(
 
 def _component_means(mean: Tensor, log_scale: Tensor, num_levels: int) -> Tensor:
     """``sum_{t=1}^{L-1} P(y >= t) = sum_t sigmoid((mean - t + 1/2) / s)``, a level at a time."""
-    inverse_scale = torch.exp(-log_scale)
+    inverse_scale = inverse_scale_of(log_scale)
     total = torch.zeros_like(mean * inverse_scale)
     for level in range(1, num_levels):
         total = total + torch.sigmoid((mean - (level - 0.5)) * inverse_scale)

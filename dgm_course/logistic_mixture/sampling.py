@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from dgm_course.logistic_mixture.checks import check_components, check_num_levels, check_rgb
+from dgm_course.logistic_mixture.inputs import in_common_dtype
 
 
 @torch.no_grad()
@@ -17,7 +20,7 @@ def discretized_logistic_mixture_sample(
     num_levels: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A level for each pixel: parameters ``(..., K)`` give ``(...)``, in the parameters' dtype.
+    """A level for each pixel: parameters ``(..., K)`` give ``(...)``, in float32 or a wider dtype of theirs.
 
     Draws a component, then a logistic value, and rounds it to the nearest level within 0, ..., L - 1: the
     law is exactly that of ``discretized_logistic_mixture_log_prob``. Ledger D3. Raises ``ValueError`` for
@@ -25,6 +28,7 @@ def discretized_logistic_mixture_sample(
     """
     check_num_levels(num_levels)
     check_components(logits, mean, log_scale)
+    logits, mean, log_scale = in_common_dtype(logits, mean, log_scale)
     shape = torch.broadcast_shapes(logits.shape, mean.shape, log_scale.shape)
     logits, mean, log_scale = (tensor.expand(shape) for tensor in (logits, mean, log_scale))
     chosen = _component(logits, generator)  # (..., 1)
@@ -48,6 +52,7 @@ def rgb_logistic_mixture_sample(
     """
     check_num_levels(num_levels)
     check_rgb(logits, mean, log_scale, coefficients)
+    logits, mean, log_scale, coefficients = in_common_dtype(logits, mean, log_scale, coefficients)
     shapes = (tensor.shape for tensor in (logits.unsqueeze(-2), mean, log_scale, coefficients))
     shape = torch.broadcast_shapes(*shapes)
     lead, num_components = shape[:-2], shape[-1]
@@ -66,6 +71,18 @@ def rgb_logistic_mixture_sample(
     return torch.stack([red, green, blue], dim=-1)
 
 
+def uniform_noise(shape: Sequence[int], *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform on the open interval (0, 1), in the dtype of ``like`` (the default dtype for integers).
+
+    ``torch.rand`` gives multiples of eps/2, 0 among them: that one becomes eps/4, as far from 0 as it may be,
+    and not the least number of the dtype, of which ``logit`` would make an outlier (-87 in float32, not -17).
+    """
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    noise = torch.rand(shape, dtype=dtype, device=like.device, generator=generator)
+    limits = torch.finfo(dtype)
+    return noise.clamp_(limits.eps / 4, 1.0 - limits.eps / 2)
+
+
 def _component(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """The index of a component for each pixel: ``(..., K) -> (..., 1)``."""
     flat = torch.softmax(logits, dim=-1).reshape(-1, logits.shape[-1])
@@ -74,8 +91,5 @@ def _component(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _level(mean: Tensor, log_scale: Tensor, num_levels: int, generator: torch.Generator | None) -> Tensor:
     """A logistic value, rounded to a level."""
-    uniform = torch.rand(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-    limits = torch.finfo(mean.dtype)
-    uniform = uniform.clamp(limits.tiny, 1.0 - limits.eps / 2)
-    value = mean + log_scale.exp() * torch.logit(uniform)
+    value = mean + log_scale.exp() * torch.logit(uniform_noise(mean.shape, like=mean, generator=generator))
     return value.round().clamp(0, num_levels - 1)

@@ -24,9 +24,14 @@ Parameters = Sequence[Tensor]  # logits, mean, log_scale and, where three channe
 
 def streamed_log_prob(y: Tensor, parameters: Parameters, num_levels: int) -> Tensor:
     """``y (..., C)`` and parameters of one dtype, whose leading dimensions broadcast, give ``(...)``."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in parameters):
-        return _StreamedLogProb.apply(y, num_levels, *parameters)
-    return _evaluate(y, num_levels, parameters, [False] * len(parameters))[0]
+    # also without a gradient: autograd then refuses forward-mode derivatives, which would come out as zero
+    return _StreamedLogProb.apply(y, num_levels, torch.is_grad_enabled(), *parameters)
+
+
+def leading_dimensions(y: Tensor, parameters: Parameters) -> list[torch.Size]:
+    """Those of y and of each parameter."""
+    sizes = [t.shape[: t.dim() - tail] for t, tail in zip(parameters, TAILS, strict=False)]
+    return [y.shape[:-1], *sizes]
 
 
 def is_streamable(parameters: Parameters) -> bool:
@@ -45,9 +50,22 @@ def _largest(t: Tensor) -> float:
 
 
 class _StreamedLogProb(torch.autograd.Function):
+    """Inputs are saved for the backward pass. The gradients, which are ready by then, belong to ``ctx``.
+
+    They live until the first backward pass or as long as the graph, and ``saved_tensors_hooks`` do not see
+    them: hooks that pack or offload what is saved get the inputs only.
+    """
+
     @staticmethod
-    def forward(ctx: Any, y: Tensor, num_levels: int, *parameters: Tensor) -> Tensor:  # noqa: ANN401
-        value, ctx.gradients = _evaluate(y, num_levels, parameters, ctx.needs_input_grad[2:])
+    def forward(  # in here gradients are always disabled: ``grad`` says whether they were outside
+        ctx: Any,  # noqa: ANN401
+        y: Tensor,
+        num_levels: int,
+        grad: bool,
+        *parameters: Tensor,
+    ) -> Tensor:
+        needs = [grad and need for need in ctx.needs_input_grad[3:]]
+        value, ctx.gradients = _evaluate(y, num_levels, parameters, needs)
         ctx.num_levels = num_levels
         ctx.save_for_backward(y, *parameters)
         return value
@@ -55,24 +73,24 @@ class _StreamedLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         y, *parameters = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
+        needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph=True
-            return None, None, *_plain_gradients(y, ctx.num_levels, parameters, needs, grad_output)
+            return None, None, None, *_plain_gradients(y, ctx.num_levels, parameters, needs, grad_output)
         # The first backward pass takes those of the forward pass and overwrites them; another needs new ones.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             gradients = _evaluate(y, ctx.num_levels, parameters, needs)[1]
-        return None, None, *_weighted(gradients, parameters, grad_output)
+        return None, None, None, *_weighted(gradients, parameters, grad_output)
 
 
 def _plain_gradients(
     y: Tensor, num_levels: int, parameters: Parameters, needs: Sequence[bool], grad_output: Tensor
 ) -> list[Tensor | None]:
-    """Those of the plain formula, which can be differentiated again."""
+    """Those of the plain formula, which can be differentiated again; in float64, as coupled means need it."""
     separate = [t.view_as(t) for t in parameters]  # one may have been computed from another
     wanted = [t for t, need in zip(separate, needs, strict=True) if need]
-    value = plain_log_prob(y, separate, num_levels)
-    found = iter(torch.autograd.grad(value, wanted, grad_output, create_graph=True))
+    value = plain_log_prob(y, [t.double() for t in separate], num_levels)
+    found = iter(torch.autograd.grad(value, wanted, grad_output.double(), create_graph=True))
     return [next(found) if need else None for need in needs]
 
 
@@ -85,10 +103,18 @@ def _weighted(
         if gradient is None:
             yield None
         elif one_for_all and grad_output.numel():
-            yield gradient.mul_(grad_output.reshape(-1)[0]).sum_to_size(t.shape)
+            yield _times(gradient, grad_output.reshape(-1)[0]).sum_to_size(t.shape)
         else:
             weight = grad_output.reshape(*grad_output.shape, *[1] * tail)
-            yield gradient.mul_(weight).sum_to_size(t.shape)
+            yield _times(gradient, weight).sum_to_size(t.shape)
+
+
+def _times(gradient: Tensor, weight: Tensor) -> Tensor:
+    """In place, if one weight is asked for and not a batch of them (``is_grads_batched``)."""
+    try:
+        return gradient.mul_(weight)
+    except RuntimeError:  # vmap's: the product is larger than the gradient
+        return gradient * weight
 
 
 def _evaluate(
@@ -96,8 +122,8 @@ def _evaluate(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The value ``(...)``, and its gradients where needed, each with all leading dimensions."""
     tails = [t.shape[t.dim() - tail :] for t, tail in zip(parameters, TAILS, strict=False)]
-    leads = [t.shape[: t.dim() - tail] for t, tail in zip(parameters, TAILS, strict=False)]
-    lead = torch.broadcast_shapes(y.shape[:-1], *leads)
+    lead_of_y, *leads = leading_dimensions(y, parameters)
+    lead = torch.broadcast_shapes(lead_of_y, *leads)
     inputs = [t.detach().expand(*lead, *tail) for t, tail in zip(parameters, tails, strict=True)]
     inputs.insert(0, y.detach().expand(*lead, y.shape[-1]))
     value = parameters[0].new_empty(lead)

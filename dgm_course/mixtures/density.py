@@ -43,8 +43,8 @@ def mixture_log_prob(
     method is chosen once for a call: one narrow member of a stack, or a NaN, slows all of it down.
 
     Values are finite, log-weights finite or -inf; at a point at infinity the value is -inf, its gradient NaN.
-    Float32 and float64, CPU and CUDA. Ledger D1, S1, S4, S5. Raises ``ValueError`` for shapes, dtypes, indices
-    that do not fit.
+    Float32 and float64, CPU and CUDA. Ledger D1, S1, S4, S5. Raises ``ValueError`` for shapes, dtypes and
+    indices that do not fit.
     """
     mixture = as_mixture(x, means, log_vars, log_weights)
     left_out = None if exclude is None else as_exclude(exclude, x, means.shape[-2])

@@ -5,20 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dgm_course.logistic_mixture.checks import as_constant_levels
+
 
 def categorical_log_prob(y: Tensor, logits: Tensor) -> Tensor:
     """Log-softmax of ``logits (..., L)`` at the levels ``y (...)``, in nats; batch dimensions broadcast.
 
-    ``y`` holds 0, ..., L - 1, as integers or as floats. Ledger D3. Raises ``ValueError`` for other values.
+    ``y`` holds 0, ..., L - 1, as integers or as floats. Ledger D3. Raises ``ValueError`` for other values,
+    and for a y that requires a gradient.
     """
     num_levels = logits.shape[-1]
-    levels = y.long()
-    whole = torch.equal(levels.to(y.dtype), y)
-    if y.numel() and (levels.min() < 0 or levels.max() >= num_levels or not whole):
-        raise ValueError(
-            f"the data must hold the levels 0, ..., {num_levels - 1}, got values from {float(y.min()):g} to "
-            f"{float(y.max()):g}: pass whole numbers, not divided by the number of levels"
-        )
+    levels = as_constant_levels(y, num_levels).long()
     log_p = torch.log_softmax(logits, dim=-1)
     shape = torch.broadcast_shapes(levels.shape, log_p.shape[:-1])
     index = levels.expand(shape).unsqueeze(-1)

@@ -18,7 +18,7 @@ class FlowPosteriorVAE(VAE):
 
     ``log q(z_K|x) = log q_0(z_0|x) - sum_k log|det dg_k/dz_{k-1}|`` (Ledger V1): only z_0 is ever sampled
     (V2). ``encoder`` maps ``x (..., m)`` to ``(..., 2d + c)``: means and log-variances of z_0, and c numbers
-    h(x) that ``flow.forward`` receives as its context; with c = 0 one flow is shared by all x (V5). Training
+    h(x) that ``flow.forward`` receives as its context; with c = 0 all x share one flow (Ledger V5). Training
     needs ``flow.forward`` alone: take a flow that samples fast, such as IAF, couplings, planar (V3).
 
     Everything else is as in :class:`VAE`, stacks included; ``terms`` has one column for the KL, ``(B, 1)``,

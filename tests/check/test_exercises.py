@@ -14,7 +14,7 @@ from dgm_course import check
 from dgm_course.check.engine import Exercise
 from dgm_course.check.spec import Misconception
 
-from .students import EXERCISES, by_student
+from .students import EXERCISES, by_student, is_plain
 
 LECTURES = Path(__file__).parents[2] / "lectures"
 MISTAKES = [pytest.param(e, m, id=f"{e.name}-{m.name}") for e in EXERCISES for m in e.mistakes]
@@ -52,10 +52,15 @@ def test_a_stub_is_to_do(exercise: Exercise) -> None:
 
 @pytest.mark.parametrize(("exercise", "mistake"), MISTAKES)
 def test_a_misconception_fails_with_its_own_hint(exercise: Exercise, mistake: Misconception) -> None:
+    """On an input that makes the gap plain, and without the formula that is asked for."""
     verdict = exercise.check(mistake.wrong)
     assert verdict.status == "FAIL"
     assert verdict.hint == mistake.hint
     assert verdict.claim and verdict.input and verdict.gap
+    assert is_plain(verdict.gap), verdict.gap
+    words = " ".join([verdict.hint, verdict.claim, verdict.note, exercise.asks])
+    assert not FORMULA.search(words), words
+    assert not re.search(r"(def|lambda|return)\b", verdict.text)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
@@ -98,15 +103,6 @@ FORMULA = re.compile(
     r"torch\.|np\.|math\.|\*|\^|²|½|0\.5\b|\b(exp|log|clamp|sqrt|square|sum|mean|min|max|triu|tril)\s*\("
     r"|[a-z_)]\s[+/]\s[a-z(]|<=|>=|=="
 )
-
-
-@each_exercise
-def test_no_text_shows_the_formula(exercise: Exercise) -> None:
-    for mistake in exercise.mistakes:
-        verdict = exercise.check(mistake.wrong)
-        words = " ".join([verdict.hint, verdict.claim, verdict.note, exercise.asks])
-        assert not FORMULA.search(words), words
-        assert not re.search(r"(def|lambda|return)\b", verdict.text)
 
 
 @each_exercise

@@ -14,7 +14,7 @@ from dgm_course import check
 from dgm_course.gaussian import gaussian_kl, gaussian_log_prob
 from dgm_course.numerics import log_mean_exp
 
-from .students import expect_hint, expect_plain_gaps, failed
+from .students import expect_hint, failed
 from .test_flow_posteriors_answers import RIGHT, Density, Map, Pair, changed
 
 
@@ -211,11 +211,6 @@ WRITTEN: dict[str, tuple[str, str, Callable[..., Any], str]] = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_likely_mistake_is_recognised_however_it_is_written(name: str) -> None:
     expect_hint(*WRITTEN[name])
-
-
-def test_the_input_shown_makes_the_gap_plain() -> None:
-    for name in check.LECTURES["06"].exercises:
-        expect_plain_gaps(name)
 
 
 def test_an_unknown_mistake_earns_no_hint() -> None:

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from dgm_course import check
 from dgm_course.gaussian import gaussian_kl, gaussian_log_prob
 
-from .students import expect_hint, expect_plain_gaps, failed
+from .students import expect_hint, failed
 from .test_priors_and_surgery_answers import RIGHT, changed, vamp
 from .test_priors_and_surgery_answers import mixture_by_library as aggregate
 from .test_priors_and_surgery_answers import table_by_normal as table
@@ -261,11 +261,6 @@ WRITTEN: dict[str, tuple[str, str, Callable[..., Any], str]] = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_likely_mistake_is_recognised_however_it_is_written(name: str) -> None:
     expect_hint(*WRITTEN[name])
-
-
-def test_the_input_shown_makes_the_gap_plain() -> None:
-    for name in check.LECTURES["05"].exercises:
-        expect_plain_gaps(name)
 
 
 def test_an_unknown_mistake_earns_no_hint() -> None:

@@ -106,11 +106,10 @@ def test_levels_of_any_dtype_are_left_alone(name: str, kind: torch.dtype) -> Non
 @every
 @members_or_not
 def test_log_q_is_the_density_at_the_sample(name: str, members: int | None) -> None:
-    noise, y = build(name, members, spread=0.15), levels(7, ZOO[name][1])
+    noise, y = build(name, members), levels(7, ZOO[name][1])
     u, log_q = noise.rsample(y, 4, generator=seeded())
-    assert bool((u < 1 - 1e-7).all()), "not where 1 - u has lost the digits that the density needs"
     torch.testing.assert_close(noise.log_prob(u, y), log_q, rtol=1e-8, atol=1e-8)
-    assert name == "uniform" or float(log_q.detach().std()) > 0.01
+    assert name == "uniform" or float(log_q.detach().std()) > 1e-3
 
 
 @every
@@ -118,7 +117,7 @@ def test_log_q_is_the_density_at_the_sample(name: str, members: int | None) -> N
 def test_the_density_integrates_to_one(name: str, members: int | None) -> None:
     """Gauss-Legendre over the unit interval and square, but for the mass between the last float and 1."""
     m = ZOO[name][1]
-    noise, y = build(name, members, spread=0.1), levels(4, m)
+    noise, y = build(name, members, spread=0.03), levels(4, m)
     u, weights = unit_cube(m)
     with torch.no_grad():
         log_q = noise.log_prob(u.unsqueeze(1).expand(*lead(members), -1, 4, m), y)  # ([E,] N, B)
@@ -130,7 +129,7 @@ def test_the_density_integrates_to_one(name: str, members: int | None) -> None:
 def test_the_density_is_that_of_the_samples(name: str) -> None:
     """Moments of 20 000 draws against quadrature: 5 standard errors of the sample, for two y."""
     m = ZOO[name][1]
-    noise, y = build(name, spread=0.15), levels(2, m, seed=4)
+    noise, y = build(name), levels(2, m, seed=4)
     nodes, weights = unit_cube(m)
     with torch.no_grad():
         mass = weights.unsqueeze(-1) * noise.log_prob(nodes.unsqueeze(1).expand(-1, 2, m), y).exp()

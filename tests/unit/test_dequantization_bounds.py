@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from dequantizer_zoo import F64, LEVELS, levels, moved, plane_flow, seeded
+from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from dgm_course.dequantization import (
@@ -19,38 +20,12 @@ from dgm_course.dequantization import (
     uniform_bound,
     variational_bound,
 )
-from dgm_course.flows import Compose, FixedAffine, Flow, Glow, realnvp_transform
+from dgm_course.flows import Flow, Glow
 from dgm_course.logistic_mixture import logistic_mixture_log_prob
 from dgm_course.nets import member
 from dgm_course.numerics import gauss_legendre
 
-F64 = torch.float64
-LEVELS = 6
 CUBE, WEIGHTS = gauss_legendre(0.0, 1.0, 60, num_dims=2)  # (N, 2), (N,)
-
-
-def seeded(seed: int = 3, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
-
-def levels(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(LEVELS, shape, generator=seeded(seed)).double()
-
-
-def moved(module: nn.Module, spread: float = 0.1, seed: int = 7) -> nn.Module:
-    """In float64, off the initial values."""
-    generator = seeded(seed)
-    module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(spread * torch.randn(parameter.shape, dtype=F64, generator=generator))
-    return module
-
-
-def flow(members: int | None = None) -> Flow:
-    """RealNVP of the plane, over levels 0, ..., 5."""
-    transform = realnvp_transform(2, num_layers=2, hidden=[6], members=members, generator=seeded(2))
-    return moved(Flow(Compose([transform, FixedAffine(3.0, 1.7)]), 2))
 
 
 def noises(members: int | None = None) -> dict[str, Dequantizer]:
@@ -176,7 +151,7 @@ def test_a_mixture_of_torch_distributions_as_p() -> None:
 
 
 def test_realnvp_as_p_gives_gradients_to_p_and_q() -> None:
-    p, q, y = flow(), noises()["coupling"], levels(8, 2)
+    p, q, y = plane_flow(), noises()["coupling"], levels(8, 2)
     for bound in (variational_bound, importance_weighted_bound):
         loss = -bound(p.log_prob, q, y, num_samples=3, generator=seeded()).mean()
         gradients = torch.autograd.grad(loss, [*p.parameters(), *q.parameters()])
@@ -203,7 +178,7 @@ def test_glow_as_p_through_a_reshape() -> None:
 
 def test_differences_give_the_same_gradients() -> None:
     """One direction in the parameters of p and q together, one generator for all evaluations."""
-    p, q, y = flow(), noises()["coupling"], levels(3, 2)
+    p, q, y = plane_flow(), noises()["coupling"], levels(3, 2)
     parameters = [*p.parameters(), *q.parameters()]
     directions = [torch.randn(t.shape, generator=seeded(9), dtype=F64) for t in parameters]
 
@@ -225,7 +200,7 @@ def test_differences_give_the_same_gradients() -> None:
 @every_noise
 def test_stacks_of_p_and_q_are_their_members_side_by_side(name: str, shared: bool) -> None:
     """Threes everywhere. Uniform noise is told the number of densities."""
-    p, q = flow(members=3), noises(3)[name]
+    p, q = plane_flow(members=3), noises(3)[name]
     y = levels(3, 2) if shared else levels(3, 3, 2)
     weights = dequantization_log_weights(p.log_prob, q, y, num_samples=3, generator=seeded())
     assert weights.shape == (3, 3, 3)
@@ -237,8 +212,14 @@ def test_stacks_of_p_and_q_are_their_members_side_by_side(name: str, shared: boo
     assert variational_bound(p.log_prob, q, y, num_samples=3).shape == (3, 3)
 
 
+def test_levels_may_be_negative_and_beyond_any_number() -> None:
+    """What a bound asks of y is whole numbers: a density does not know how many levels there are."""
+    y = torch.tensor([[-3, 4], [70_000, 0]])
+    assert uniform_bound(lambda x: x.sum(-1), y, num_samples=5).shape == (2,)
+
+
 def test_a_stack_of_densities_with_one_uniform_noise_takes_a_y_for_each() -> None:
-    p, y = flow(members=3), levels(4, 2)
+    p, y = plane_flow(members=3), levels(4, 2)
     found = uniform_bound(p.log_prob, y.expand(3, 4, 2), num_samples=5, generator=seeded())
     u = torch.rand(3, 5, 4, 2, dtype=F64, generator=seeded())
     for e in range(3):
@@ -250,7 +231,7 @@ def test_a_stack_of_densities_with_one_uniform_noise_takes_a_y_for_each() -> Non
 @every_noise
 def test_dtype_and_device_follow(name: str, dtype: torch.dtype, device: torch.device) -> None:
     noise, y = noises()[name].to(device, dtype), levels(4, 2).to(device, dtype)
-    p = flow().to(device, dtype)
+    p = plane_flow().to(device, dtype)
     for bound in (variational_bound, importance_weighted_bound):
         value = bound(p.log_prob, noise, y, num_samples=3, generator=seeded(device=device))
         assert value.dtype == dtype and value.device.type == device.type

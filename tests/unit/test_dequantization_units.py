@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from dequantizer_zoo import F64, levels, plane_flow, seeded
+from torch import Tensor
 from torch.distributions import Normal
 
 from dgm_course.data import digits
@@ -18,34 +19,7 @@ from dgm_course.dequantization import (
     uniform_bound,
     variational_bound,
 )
-from dgm_course.flows import Compose, FixedAffine, Flow, realnvp_transform
-
-F64 = torch.float64
-LEVELS = 6
-
-
-def seeded(seed: int = 3, device: torch.device | str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
-
-
-def levels(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(LEVELS, shape, generator=seeded(seed)).double()
-
-
-def moved(module: nn.Module, spread: float = 0.1, seed: int = 7) -> nn.Module:
-    """In float64, off the initial values."""
-    generator = seeded(seed)
-    module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(spread * torch.randn(parameter.shape, dtype=F64, generator=generator))
-    return module
-
-
-def flow(members: int | None = None) -> Flow:
-    """RealNVP of the plane, over levels 0, ..., 5."""
-    transform = realnvp_transform(2, num_layers=2, hidden=[6], members=members, generator=seeded(2))
-    return moved(Flow(Compose([transform, FixedAffine(3.0, 1.7)]), 2))
+from dgm_course.flows import Compose, FixedAffine, Flow
 
 
 def test_the_uniform_model_has_eight_bits_and_that_of_the_digits_log2_of_17() -> None:
@@ -61,7 +35,7 @@ def test_the_uniform_model_has_eight_bits_and_that_of_the_digits_log2_of_17() ->
 @pytest.mark.parametrize(("width", "offset"), [(1 / 256, 0.0), (2 / 255, -1.0), (1 / 16, 0.5)])
 def test_bits_per_dim_do_not_depend_on_the_scale_of_the_data(width: float, offset: float) -> None:
     """One flow on levels, and on ``offset + width * (levels + noise)``: the width makes up for it."""
-    p, y = flow(), levels(6, 2)
+    p, y = plane_flow(), levels(6, 2)
     scaled = Flow(Compose([*p.transform, FixedAffine(offset, width)]), 2)
     settings = {"num_samples": 3}
     bound = uniform_bound(p.log_prob, y, **settings, generator=seeded())
@@ -100,6 +74,10 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: bound(Normal(0.0, 1.0).log_prob), r"\(1, 5\) for \(1, 5, 3\), got \(1, 5, 3\): sum over"),
     (lambda: bound(lambda x: x.sum()), r"one number for each x, \(1, 5\) .* got \(\)"),
     (lambda: bound(lambda x: x.sum(-1).mean(0)), r"got \(5,\)"),
+    (lambda: bound(lambda x: x.sum(-1).expand(2, 1, 5)), r"\(1, 5\) for \(1, 5, 3\), got \(2, 1, 5\)"),
+    (lambda: uniform_bound(lambda x: x.sum(-1), torch.tensor([[0.25, 1.0]])),
+     "y must hold levels, got values from 0.25 to 1: pass whole numbers, neither scaled nor with noise"),
+    (lambda: uniform_bound(lambda x: x.sum(-1), torch.tensor([[torch.inf, 1.0]])), "from 1 to inf"),
     (lambda: bound(lambda x: x.sum(-1), num_samples=0), "num_samples must be at least 1, got 0"),
     (lambda: uniform_bound(lambda x: x.sum(-1), torch.zeros(3)), r"got shape \(3,\)"),
     (lambda: importance_weighted_bound(

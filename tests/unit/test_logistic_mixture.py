@@ -211,6 +211,20 @@ def test_samples_stay_among_the_levels(mean: float, log_scale: float) -> None:
     assert set(drawn.tolist()) <= set(range(17))
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_zero_of_the_random_numbers_is_no_outlier(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 is a value of torch.rand, one in 2^24 of float32's: 17 scales below the mean, and not 87."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **settings: torch.zeros(shape, dtype=dtype))
+    mean = torch.full((1, 1), 100.0, dtype=dtype)
+    drawn = discretized_logistic_mixture_sample(
+        torch.zeros_like(mean), mean, torch.zeros_like(mean), num_levels=256, generator=generator()
+    )
+    eps = torch.finfo(dtype).eps
+    assert drawn.item() == round(100.0 + math.log(eps / 4))
+
+
 # Means ----------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +237,18 @@ def test_means_are_sums_over_the_levels(levels: int) -> None:
     p = discretized_logistic_mixture_log_prob(y, logits, mean, log_scale, num_levels=levels).exp()
     found = discretized_logistic_mixture_mean(logits, mean, log_scale, num_levels=levels)
     torch.testing.assert_close(found, (p * y).sum(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("log_scale", [-1e30, -1000.0, -100.0, 100.0, 1000.0, 1e30])
+def test_means_are_finite_beyond_the_box(log_scale: float, dtype: torch.dtype) -> None:
+    """A mean on a bin's edge is shared by both levels, however sharp the component is."""
+    mean = torch.tensor([[0.5], [3.0], [-1e30], [1e30]], dtype=dtype, requires_grad=True)
+    scale = torch.full((4, 1), log_scale, dtype=dtype, requires_grad=True)
+    found = discretized_logistic_mixture_mean(torch.zeros_like(mean), mean, scale, num_levels=5)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), [mean, scale]))
+    expected = [0.5, 3.0, 0.0, 4.0] if log_scale < 0 else [2.0, 2.0, found[2].item(), found[3].item()]
+    torch.testing.assert_close(found.detach(), torch.tensor(expected, dtype=dtype))
 
 
 def test_means_of_colours_are_conditional() -> None:

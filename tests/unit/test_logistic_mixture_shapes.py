@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgm_course.logistic_mixture import (
+    discretized,
     discretized_logistic_mixture_log_prob,
     rgb_logistic_mixture_log_prob,
     streamed,
@@ -19,6 +20,11 @@ from dgm_course.logistic_mixture.components import plain_log_prob
 F32, F64 = torch.float32, torch.float64
 TIGHT = {"rtol": 1e-11, "atol": 1e-13}
 LEVELS = 17
+
+
+@pytest.fixture(autouse=True)
+def _streamed_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discretized, "SMALL", -1)
 
 
 def one_channel(y: Tensor, *parameters: Tensor) -> Tensor:
@@ -139,10 +145,17 @@ def test_the_widest_dtype_decides() -> None:
     torch.testing.assert_close(value.detach(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_half_precision_goes_through_the_plain_formula() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_that_of_the_arguments_only(dtype: torch.dtype) -> None:
+    """Value and gradient are those of the same numbers in float32; a gradient has its parameter's dtype."""
     y, parameters = inputs([(6,)] * 5, 3, 3)
-    half = [t.bfloat16() for t in parameters]
-    assert torch.equal(colour(y, *half), plain(y, *half))
+    half = [t.to(dtype).requires_grad_() for t in parameters]
+    single = [t.detach().float().requires_grad_() for t in half]
+    value, expected = colour(y.to(dtype), *half), colour(y, *single)
+    assert value.dtype == F32 and torch.equal(value, expected)
+    found = torch.autograd.grad(value.sum(), half)
+    for got, right in zip(found, torch.autograd.grad(expected.sum(), single), strict=True):
+        assert torch.equal(got, right.to(dtype))
 
 
 @pytest.mark.cuda
@@ -200,11 +213,3 @@ def test_other_refusals() -> None:
         colour(y[:, :2], *parameters)
     with pytest.raises(ValueError, match="three channels"):
         colour(y[:, :1], *parameters)
-
-
-def test_function_transforms_are_refused() -> None:
-    y, parameters = inputs([(3,)] * 4, 2, 1)
-    with pytest.raises(RuntimeError, match="functorch"):
-        torch.func.grad(lambda logits: one_channel(y, logits, *parameters[1:]).sum())(parameters[0])
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(one_channel)(y, *parameters)

@@ -13,6 +13,7 @@ from mpmath import mp
 from torch import Tensor
 
 from dgm_course.logistic_mixture import (
+    discretized,
     discretized_logistic_mixture_log_prob,
     rgb_logistic_mixture_log_prob,
 )
@@ -20,6 +21,11 @@ from dgm_course.logistic_mixture.components import plain_log_prob
 
 F32, F64 = torch.float32, torch.float64
 TIGHT = {"rtol": 1e-10, "atol": 1e-13}
+
+
+@pytest.fixture(autouse=True, params=[-1, 10**9], ids=["streamed", "as if small"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discretized, "SMALL", request.param)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -243,6 +243,15 @@ def test_categorical_is_torchs_own() -> None:
     assert wide.shape == (4, 3, 3)
 
 
+def test_levels_made_in_inference_mode_will_do() -> None:
+    with torch.inference_mode():
+        y = torch.randint(4, (5, 1), generator=seeded())
+    for head in (CategoricalHead(4), LogisticMixtureHead(4, 2)):
+        raw = randn(5, head.outputs).requires_grad_()
+        (slope,) = torch.autograd.grad(head.log_prob(y, raw).sum(), raw)
+        assert bool((slope != 0).any())
+
+
 def test_categorical_at_extreme_logits() -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     log_p = categorical_log_prob(torch.tensor([[0], [1], [2]]), logits)
@@ -277,6 +286,10 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: LogisticMixtureHead(4, 1, channels=3).level_log_probs(torch.zeros(10)), "one channel"),
     (lambda: CategoricalHead(4).log_prob(ZEROS + 0.5, torch.zeros(5, 4)), "values from 0.5 to 0.5: pass"),
     (lambda: LogisticMixtureHead(4, 1).log_prob(ZEROS + 4, torch.zeros(5, 3)), "levels 0, ..., 3, got"),
+    (lambda: CategoricalHead(4).log_prob(torch.zeros(5, 1, requires_grad=True), torch.zeros(5, 4)),
+     r"levels, for which there is no gradient, .* pass y.detach\(\)"),
+    (lambda: LogisticMixtureHead(4, 1).log_prob(torch.zeros(5, 1, requires_grad=True), torch.zeros(5, 3)),
+     r"levels, for which there is no gradient, .* pass y.detach\(\)"),
     (lambda: categorical_log_prob(torch.tensor(-1), torch.zeros(4)), "levels 0, ..., 3, got values from -1"),
 ]  # fmt: skip
 
