@@ -260,8 +260,8 @@ TRY_THIS = (
     "**Try:** with 0 steps each posterior is a Gaussian: q_agg is four hills, with valleys between them and "
     "nothing far out, where p(z) still has mass. This costs 0.24 of the 0.36 nats. Choose one point: its own "
     "quarter of the circles is what it should fill, up to the straight borders. Press the right arrow: with "
-    "2, 4 and 8 steps the four tile the prior, and the gap falls to about 0.02 nats. The decoder is the same "
-    "throughout: all that was lost, the posterior had lost. Which of the two parts falls faster?"
+    "2, 4 and 8 steps the four tile the prior, and the gap falls to a few hundredths of a nat. The decoder "
+    "is the same throughout: all that was lost, the posterior had lost. Which of the two parts falls faster?"
 )
 
 

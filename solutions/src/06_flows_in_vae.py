@@ -75,12 +75,12 @@ torch.set_num_threads(1)  # many small products: a second thread only gets in th
 #
 # The gap of the ELBO is $\mathrm{KL}(q(z \mid x) \| p(z \mid x))$ (lecture 01). To close it, $q$ must be able to take the true posterior's shape. A flow can: bend the Gaussian.
 #
-# > **Theorem V1.** Let $z_0 \sim q_0(z \mid x)$, $z_k = g_k(z_{k-1}; x)$ for $k = 1, \dots, K$, each $g_k(\cdot\,; x)$ a bijection with continuous derivatives and a Jacobian that vanishes nowhere. Then $z_K$ has the density
+# > **Theorem V1.** Let $z_0 \sim q_0(z \mid x)$, $z_k = g_k(z_{k-1}; x)$ for $k = 1, \dots, K$, each $g_k(\cdot\,; x)$ a bijection with continuous derivatives and a Jacobian determinant that vanishes nowhere. Then $z_K$ has the density
 # > $$\log q_K(z_K \mid x) = \log q_0(z_0 \mid x) - \sum_{k=1}^K \log\left|\det \frac{\partial g_k}{\partial z_{k-1}}\right|.$$
 #
 # <details><summary>Proof</summary>
 #
-# Change of variables (F1) for one step: the density at the image is the density at the origin over the volume factor $|\det \partial g_k / \partial z_{k-1}|$. Apply it $K$ times; logarithms turn the product into a sum.
+# Change of variables (F1, lecture 03) for one step: the density at the image is the density at the origin over the volume factor $|\det \partial g_k / \partial z_{k-1}|$. Apply it $K$ times; logarithms turn the product into a sum.
 # </details>
 #
 # Nothing here asks for an inverse: $z_0$ is known, because it was drawn. We check the library's posterior, three IAF steps whose networks read a context $h(x)$, against the autograd Jacobian of the whole chain, and on a grid.
@@ -172,8 +172,9 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* no gap is negative, as V2 demands, and eight layers are everywhere better than none. Not every step helps: a deeper flow contains the shallower one, so where the gap widens the optimiser did not find what it could. What is easy depends on the target: one coupling or IAF layer does for the banana what eight planar layers do not (its second
-# coordinate is a function of the first, plus noise), while planar layers are best at tearing the Gaussian into two peaks. Radial layers, which move the plane around one point each, come last on the wave. (Each entry is the best of three starts.)
+# *What you see:* no gap is negative, as V2 demands, and eight layers are everywhere better than none. Not every step helps: a deeper flow contains the shallower one, so where the gap widens the optimiser did not find what it could. What is easy depends on the target: on the banana one coupling layer (0.03) beats eight planar ones (0.04), because its second
+# coordinate is a function of the first, plus noise, while planar layers are best at tearing the Gaussian into two peaks. Radial layers, which move the plane around one point each, come last on wave and banana. (Each entry is the best of three starts, two of which see a flattened target at first. Kinds differ in their learning rates, which is all that tells the entries at depth 0 apart,
+# and in size: a planar layer has 5 parameters, one with a network about a hundred.)
 #
 # ### Exercise 2 · The bound of a flow posterior
 
@@ -202,7 +203,7 @@ print("hidden tests ran to the end: flow_elbo 19f5")
 # %% [markdown]
 # ### Live: depth on an unnormalised target
 #
-# **Try:** the wave with planar layers, from 0 to 8. Then the banana: one coupling or IAF layer beats eight planar ones; why? Then the two peaks: what does a gap of $\log 2 = 0.69$ tell, and which kind of layer tears the Gaussian in two first? Does every step help? A deeper flow contains the shallower one.
+# **Try:** the wave with planar layers, from 0 to 8. Then the banana: one coupling layer beats eight planar ones; why? Then the two peaks: what does a gap of $\log 2 = 0.69$ tell, and which kind of layer tears the Gaussian in two first? Does every step help? A deeper flow contains the shallower one.
 
 # %%
 target_depth.show(depth_fits)
@@ -219,8 +220,8 @@ target_depth.show(depth_fits)
 # IAF: the networks read $\epsilon$, which is known, so all $\mu_j, \sigma_j$ come from one pass, and $\log|\det| = \sum_j \log\sigma_j$ from the same one. MAF: the networks read $z_{<j}$, which is being built: entry $j$ is known after $j$ passes. The other direction exchanges $z$ and $\epsilon$.
 # </details>
 #
-# **A slide gets the naming wrong.** It sets $z^* = f(z)$ for the step from the encoder's sample to the code, and lists for it "inverse autoregressive flow (slow $f$, fast $g$)". With $z^* = f(z)$ it is $f$ that training runs, so $f$ has to be the fast one. The flow is right, the letters are those of another slide. The next slide asks: *"Is it OK to use AF
-# for VAE posterior?"* We count, and then answer.
+# **A slide gets the naming wrong.** It sets $z^* = f(z)$ for the step from the encoder's sample to the code, and lists for it "inverse autoregressive flow (slow $f$, fast $g$)". With $z^* = f(z)$ it is $f$ that training runs, so $f$ has to be the fast one. The flow is right, the letters are those of another slide. Its next line asks: *"Is it OK to use AF
+# for VAE posterior?"* We count (the sequential way takes $d$ passes, and one more that reads off the scales), and then answer.
 
 # %%
 d = 32
@@ -250,7 +251,7 @@ for Layer in (InverseAutoregressiveFlow, MaskedAutoregressiveFlow):
           f"gradients: sampling {seconds['forward']:5.1f} ms, density {seconds['inverse']:5.1f} ms")
 
 # %% [markdown]
-# (The passes are the textbook's, with one more that reads off the scales; the library's inversion works in blocks.) So an autoregressive flow *can* stand in the posterior, it is a proper density; every training step then pays for sampling it. An IAF does the same work in one pass. For a prior, whose density is needed at given codes, it was the other way round (S6).
+# (The passes are the textbook's; the library's inversion works in blocks.) So an autoregressive flow *can* stand in the posterior, it is a proper density; every training step then pays for sampling it. An IAF does the same work in one pass. For a prior, whose density is needed at given codes, it was the other way round (S6, lecture 05).
 #
 # ### Exercise 3 · One IAF step
 
@@ -296,14 +297,14 @@ print("hidden tests ran to the end: maf_to_iaf 7702")
 #
 # The example of Kingma et al. (2016), made exact. Four data points, two latents, and a decoder that is fixed: point $i$ owns a quadrant,
 # $$p(x = i \mid z) = \sigma(\pm 20\,z_1)\,\sigma(\pm 20\,z_2).$$
-# These four probabilities sum to one at every $z$. With the prior $\mathcal N(0, I)$ each point has probability exactly $\frac14$, and its true posterior is a quarter of the prior, with two straight edges. Together they *tile* the prior.
+# These four probabilities sum to one at every $z$. With the prior $\mathcal N(0, I)$ each point has probability exactly $\frac14$, and its true posterior is almost exactly a quarter of the prior, with two edges that are nearly straight. Together they *tile* the prior.
 #
-# > **Theorem V4.** Here the average ELBO is $-\log 4$ minus the average of $\mathrm{KL}(q(z \mid x_i) \| p(z \mid x_i))$, at most $-\log 4$, and the marginal KL $\mathrm{KL}(q_{agg} \| p)$ is no larger than that average. Gaussian posteriors reach neither 0: no Gaussian has straight edges. IAF posteriors come closer the more steps they have.
+# > **Theorem V4.** Here the average ELBO is $-\log 4$ minus the average of $\mathrm{KL}(q(z \mid x_i) \| p(z \mid x_i))$, at most $-\log 4$, and the marginal KL $\mathrm{KL}(q_{agg} \| p)$ is no larger than that average. With Gaussian posteriors the average is positive, and the marginal KL is 0 only if all four are the prior itself. How close IAF posteriors come, the quadrature below measures.
 #
 # <details><summary>Proof</summary>
 #
-# $p(x_i) = \int p(x_i \mid z)\,p(z)\,dz = \frac14$ by symmetry, so $\log p(x_i) = -\log 4$, and C1 gives the first sentence. $q_{agg}$ and $p$ are the averages of $q(z \mid x_i)$ and of $p(z \mid x_i)$; the KL divergence is jointly convex. A Gaussian is positive everywhere and symmetric about its mean, $p(z \mid x_i)$ is not, so the KL is positive.
-# That more steps come closer is what the quadrature below finds.
+# $p(x_i) = \int p(x_i \mid z)\,p(z)\,dz = \frac14$ by symmetry, so $\log p(x_i) = -\log 4$, and C1 (lecture 01) gives the first sentence. $q_{agg}$ and $p$ are the averages of $q(z \mid x_i)$ and of $p(z \mid x_i)$; the KL divergence is jointly convex. A Gaussian is symmetric about its mean, $p(z \mid x_i)$ is not, so the KL is positive;
+# and a mixture of Gaussians is $\mathcal N(0, I)$ only if every component is.
 # </details>
 #
 # **Predict first:** four Gaussians, each squeezed into its quadrant. Where in the plane will codes be missing?
@@ -342,12 +343,12 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* four Gaussians leave a hole in the middle and dark seams along both axes, just where the prior (white circles) is densest: a code sampled from the prior near the origin belongs to nobody. One step does nothing (its first coordinate is still a Gaussian), two begin to fill them, eight leave hardly a trace: the marginal KL falls from 0.24 to 0.02 nats. The four
+# *What you see:* four Gaussians leave a hole in the middle and dark seams along both axes, just where the prior (white circles) is densest: near the origin $q_{agg}$ has a fifth of the prior's density. One step does nothing ($z_1$ is Gaussian, and so is $z_2$ given $z_1$; the true coordinates are independent halves of Gaussians, so the best step is no step), two begin to fill them, eight leave hardly a trace: the marginal KL falls from 0.24 to 0.02 nats. The four
 # posteriors tile the prior. Compare lecture 05: there the *prior* was moved to where the codes are; here the codes move to where the prior is.
 #
 # ### Live: IAF steps on the four points
 #
-# **Try:** at 0 steps look for the holes. Choose one point and press the arrow to the right: its tile fills. One step is no better than none; why? (Its first coordinate is a Gaussian still.)
+# **Try:** at 0 steps look for the holes. Choose one point and press the arrow to the right: its tile fills. One step is no better than none; why?
 
 # %%
 four_points.show(four_models)
@@ -389,8 +390,8 @@ for steps in (0, 2, 4):
     print(f"{'Gaussian' if steps == 0 else f'IAF, {steps} steps':16s} {size:8,d} {history.seconds:12.1f}    {row}")
 
 # %% [markdown]
-# The gap between the two bounds shrinks from 0.56 to 0.40 nats: the posterior got better, as it should. The likelihood did not: by $\mathcal L_{200}$ the Gaussian VAE is ahead by 0.11 to 0.14 nats, two to three standard errors of the difference, and the ELBOs agree. Encoder and decoder are trained *together*: a decoder that has grown up with Gaussian posteriors has posteriors that are nearly Gaussian, and pays little for
-# the restriction, while the flow's parameters have to be learned in the same 800 steps from the same 1497 digits. Kingma et al. (2016) and Rezende & Mohamed (2015) report gains of one to several nats on MNIST, with larger models and a hundred times the training. At this scale a better posterior tightens the bound, and that is all.
+# Steps are equal here, parameters and seconds are not: the flow costs twice of each and more. After these 800 steps the ELBOs agree, and by $\mathcal L_{200}$ the IAF posteriors are *behind* by 0.11 to 0.14 nats, two to three standard errors: more parameters learn more slowly. What the smaller gap between the bounds (0.56 against 0.40) shows is only that the
+# IAF's posteriors fit their own decoders better. The papers report gains on MNIST, with larger models and far longer training (Rezende & Mohamed 2015; Kingma et al. 2016). **Try** `steps=3200` in the cell above (half a minute): does the likelihood catch up, and which ELBO is ahead then?
 #
 # ## 5 · In the prior or in the posterior?
 #
@@ -432,6 +433,9 @@ for row in zip(*samples, strict=True):
     print(f"{row[0].item():17.10f} {row[1].item():24.10f} {row[2].item():19.6f}")
 
 # %% [markdown]
+# The first two columns agree in all digits. With $g$ in the place of $f$ the numbers are those of another model. Note which way is run: the posterior's sampling map is $f$, the prior's density map. Both models train with $f$, so a MAF in the prior *is* an IAF in the posterior. And to sample pictures one draws $z = g(e)$, $e \sim p(e)$, in the first model, and hands $e$ to the
+# decoder $p(x \mid g(e))$ in the second: the same thing.
+#
 # ### Exercise 5 · Both sides
 
 # %% exercise="prior_posterior_gap"
@@ -478,7 +482,8 @@ print("hidden tests ran to the end: prior_posterior_gap 0c3d")
 # %% [markdown]
 # ### Strictly richer
 #
-# "Almost the same" hides the difference. Two data points whose true posteriors are bands that cross, one bent upwards, one downwards. One IAF step that reads $x$ can bend either way. Four steps that are shared cannot.
+# "Almost the same" hides the difference. A shared bijection preserves every divergence between $q(z \mid x_1)$ and $q(z \mid x_2)$: it remains that of the two Gaussians from which they came, whose log-density ratio is a quadratic function of Gaussian noise. Not every pair of true posteriors is like that. Take two bands that cross, one bent upwards, one downwards. One IAF step that reads $x$
+# can bend either way. We give four shared steps the same training.
 
 # %%
 class Bananas(vae.Decoder):
@@ -521,14 +526,14 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* on the left two bands that cross, with a gap of 0.02 nats; on the right two clouds that share out the plane between them. A shared bijection carries two different Gaussians to two different places, but where the true posteriors overlap it would have to bend one way for the one and the other way for the other. "Almost the same" holds for shared flows, and exactly; a flow
+# *What you see:* on the left two bands that cross, with a gap of 0.02 nats; on the right two clouds that share out the plane between them. A shared bijection carries two different Gaussians to two different places, but where the true posteriors overlap it would have to bend one way for the one and the other way for the other. (With more training the gap of the shared flow shrinks further; the argument above says that it need not go to zero.) "Almost the same" holds for shared flows, and exactly; a flow
 # that reads $x$ does what no prior can.
 #
 # ## 6 · Two divergences, two habits
 #
 # Fitting a flow to data minimises the forward KL; fitting a posterior, the reverse one. They agree when the family contains the target. When it does not, they differ in kind.
 #
-# > **Theorem V6.** Let $\pi$ be a density and $p$ range over a family. $\mathrm{KL}(\pi \| p)$ is infinite if $p$ vanishes on a set where $\pi$ has mass: its minimiser *covers*. $\mathrm{KL}(p \| \pi)$ is infinite if $p$ has mass where $\pi$ vanishes, and leaving out a part of $\pi$ with mass $1 - m$ costs at most $-\log m$: its minimiser may *seek* one mode.
+# > **Theorem V6.** Let $\pi$ be a density and $p$ range over a family. $\mathrm{KL}(\pi \| p)$ is infinite if $p$ vanishes on a set where $\pi$ has mass: its minimiser *covers*. $\mathrm{KL}(p \| \pi)$ is infinite if $p$ has mass where $\pi$ vanishes, and the best $p$ that leaves out a part of $\pi$ with mass $1 - m$ has $\mathrm{KL}(p \| \pi) = -\log m$, finite, if the family contains it: its minimiser may *seek* one mode.
 # > The forward KL needs samples of $\pi$ and the density of $p$ at them (MAF); the reverse KL needs samples of $p$ with their density, and $\pi$ only up to a factor (IAF).
 #
 # <details><summary>Proof</summary>
@@ -582,7 +587,7 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* forward covers, at the price of samples in the empty middle. Reverse seeks: half of the target is missing, and it costs only $\log 2$. A VAE's posterior is fitted by the reverse KL: with a family that is too small, it settles for a part of the true posterior, and the ELBO hardly tells. That is one more reason to have a richer one.
+# *What you see:* forward covers, at the price of samples in the empty middle. Reverse seeks: half of the target is missing, and it costs only $\log 2$. A VAE's posterior is fitted by the reverse KL: with a family that is too small, it settles for a part of the true posterior, and for one of two equal modes the ELBO charges $\log 2$. That is one more reason to have a richer one.
 #
 # ## Equation ↔ function
 #
@@ -604,7 +609,7 @@ plots.show(fig, alt=(
 # - Training runs the sampling direction. IAF, couplings, planar and radial flows are fast there; a MAF is not.
 # - On targets with known evidence the ELBO stays below $\log Z$ and comes closer with depth.
 # - Gaussian posteriors leave holes in the aggregated posterior where the true ones have edges; IAF steps close them.
-# - On 1497 digits an IAF posterior tightens the bound by 0.15 nats; the likelihood does not improve in the same number of steps.
+# - On 1497 digits, in the same 800 steps, IAF posteriors fit their decoders better, but likelihood and ELBO do not improve.
 # - A shared flow in the posterior is a flow in the prior, sample by sample. One that reads $x$ can do more.
 # - Forward KL covers, reverse KL seeks: a posterior from too small a family settles for a part of the true one.
 #

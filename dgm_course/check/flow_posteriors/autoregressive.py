@@ -218,17 +218,18 @@ def _pair(
 
 maf_to_iaf.misconceptions(
     not_divided=(_pair(lambda m, s: -m),
-                 "The shift is that of a map that only shifts. Solve MAF's equation for z: the scale divides "
+                 "The shift is that of a map that only shifts. Solve MAF's equation for epsilon: the scale "
+                 "divides "
                  "more than one term."),
     shift_sign=(_pair(lambda m, s: m * torch.exp(-s)),
                 "The shift has the wrong sign: on which side of the equation does it end up?"),
     multiplied=(_pair(lambda m, s: -m * s.exp()),
-                "The shift was multiplied by MAF's scale. Solve MAF's equation for z."),
+                "The shift was multiplied by MAF's scale. Solve MAF's equation for epsilon."),
     multiplied_positive=(_pair(lambda m, s: m * s.exp()),
                          "The shift was multiplied by MAF's scale, and has the wrong sign."),
     shift_kept=(_pair(lambda m, s: m),
-                "The scale was turned, but the shift is still MAF's. What shifts z, once MAF's equation is "
-                "solved for it?"),
+                "The scale was turned, but the shift is still MAF's. What shifts epsilon, once MAF's "
+                "equation is solved for it?"),
     shift_lost=(_pair(lambda m, s: 0 * m), "The shift is missing: the other direction has one as well."),
     unchanged=(_pair(lambda m, s: m, torch.clone),
                "Nothing was changed: these are MAF's own shift and scale. Its map goes the other way."),
@@ -240,7 +241,7 @@ maf_to_iaf.misconceptions(
                                "part in the shift as well."),
     multiplied_scale_kept=(_pair(lambda m, s: -m * s.exp(), torch.clone),
                            "The shift was multiplied by MAF's scale, which itself was kept. Solve MAF's "
-                           "equation for z."),
+                           "equation for epsilon."),
     shift_sign_scale_kept=(_pair(lambda m, s: m * torch.exp(-s), torch.clone),
                            "The shift's sign and the scale are still MAF's."),
     reciprocal=(_pair(log_sigma=torch.reciprocal),

@@ -145,6 +145,11 @@ def _volume(log_det: Callable[[_Terms], Tensor]) -> Answer:
     return _both(lambda t: t.log_likelihood(t.z) + log_prior(t.e) - t.log_q(t.z) + log_det(t))
 
 
+def _sent_through_g(t: _Terms) -> Tensor:
+    moved, log_det = t.g(t.z)
+    return t.log_likelihood(t.g(moved)[0]) + log_prior(moved) - (t.log_q(t.z) - log_det)
+
+
 def _other_way(log_likelihood: Density, log_q: Density, f: Map, g: Map, z: Tensor) -> Pair:
     return _with()(log_likelihood, log_q, g, f, z)
 
@@ -191,10 +196,14 @@ prior_posterior_gap.misconceptions(
     posterior_no_log_det=(_with(flow_posterior=lambda t: t.decoded + log_prior(t.e) - t.log_q(t.z)),
                           "In the second, the density of z was taken for that of e. Between the two, f "
                           "changes the volume."),
+    posterior_through_g=(
+        _with(flow_posterior=_sent_through_g),
+        "In the second, z was sent through g. The samples of q are codes: which of the two maps leads from a "
+        "code to e?"),
     posterior_log_det_sign=(
         _with(flow_posterior=lambda t: t.decoded + log_prior(t.e) - t.log_q(t.z) - t.log_det),
-        "In the second, the log-determinant has the wrong sign: from g, or forgotten that all of q's density "
-        "is subtracted."),
+        "In the second, the log-determinant has the wrong sign: it is that of g, or the minus in front of q "
+        "does not reach it."),
     posterior_log_det_at_z=(
         _with(flow_posterior=lambda t: t.decoded + log_prior(t.e) - t.log_q(t.z) + t.g(t.z)[1]),
         "In the second, the log-determinant is that of g, and taken at z. z is what g makes."),
