@@ -221,7 +221,8 @@ def test_slider_to_pixels(lab: Lab, browser: Browser) -> None:
         "prior_choice.show(fitted, digits.test_x)",
         "depth_fits = target_depth.fit_default(depths=(0, 1, 2, 4), steps=20, starts=1, progress=False)\n"
         "target_depth.show(depth_fits)",
-        "four_models = four_points.train_default(steps=20, progress=False)\nfour_points.show(four_models)",
+        "four_models = four_points.train_default(steps=20, progress=False)\n"
+        "four_points.show(four_models, num_steps=2)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
