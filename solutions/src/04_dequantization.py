@@ -968,7 +968,7 @@ plots.show(fig, alt=(
 # | | PixelSNAIL | 2.85 | 3.80 | 3.52 |
 #
 # Three warnings for readers of such tables. Numbers of flows are *bounds* (of dequantized likelihoods), those of PixelCNN++ are exact. The bits are those of one data set at one depth: our 0.7 bits at three
-# bits of grey are no better than their 3.08 at eight bits of colour, and no worse. The paper's own ablation on CIFAR-10 has 3.29 with uniform and 3.17 with learned noise, at 8 bits, with a far larger flow and a noise model with attention over the whole picture.
+# bits of grey are no better than their 3.08 at eight bits of colour, and no worse. The paper names uniform noise as one of three design choices that held flows back, at 8 bits as well, with a far larger flow than ours.
 #
 # ### Opt-in: CIFAR-10
 #

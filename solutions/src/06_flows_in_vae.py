@@ -343,7 +343,7 @@ plots.show(fig, alt=(
 ))
 
 # %% [markdown]
-# *What you see:* four Gaussians leave a hole in the middle and dark seams along both axes, just where the prior (white circles) is densest: near the origin $q_{agg}$ has a fifth of the prior's density. One step does nothing ($z_1$ is Gaussian, and so is $z_2$ given $z_1$; the true coordinates are independent halves of Gaussians, so the best step is no step), two begin to fill them, eight leave hardly a trace: the marginal KL falls from 0.24 to 0.02 nats. The four
+# *What you see:* four Gaussians leave a hole in the middle and dark seams along both axes, just where the prior (white circles) is densest: near the origin $q_{agg}$ has only a small part of the prior's density. One step does nothing ($z_1$ is Gaussian, and so is $z_2$ given $z_1$; the true coordinates are independent halves of Gaussians, so the best step is no step), two begin to fill them, eight leave hardly a trace: the marginal KL falls from 0.24 to 0.02 nats. The four
 # posteriors tile the prior. Compare lecture 05: there the *prior* was moved to where the codes are; here the codes move to where the prior is.
 #
 # ### Live: IAF steps on the four points
